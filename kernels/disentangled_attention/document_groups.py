@@ -1,0 +1,133 @@
+"""How documents lie in padded batches: packed rows are cut into groups of documents of similar length.
+
+A padded batch [B, T] is one group. A packed one [tokens] with cu_seqlens becomes a few groups, each padded to its
+longest document, so that a batched matrix product sees dense blocks and little padding: a group takes the next
+shorter document until its padding exceeds MAX_PADDING of its work, and small documents share a group because a
+group's own cost is that of SMALL_GROUP_SCORES scores.
+
+Padding is read as zeros and never written back; no value of a padded place can reach a live one.
+Used by: eager.py. Tested by: tests/kernels/test_document_groups.py.
+Not here: which documents share a row (the trainer packs them).
+"""
+
+import functools
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# G documents of a group  T query tokens  S key tokens  N heads  H head width
+MAX_PADDING = 0.25  # padded scores over live ones
+# A group costs some 100 calls of torch, forward and backward: about this many scores. 32^2 to 128^2 are within 10 %.
+SMALL_GROUP_SCORES = 64 * 64
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedTokens:
+    """Tokens of G documents, padded to a common length.
+
+    tokens  int64 [G * length], the row of x [tokens, N, H] at each place; None: x is [G * length, N, H] as it stands
+    live    bool [G, length]; None: every place is live
+    """
+
+    num_documents: int
+    length: int
+    tokens: Tensor | None = None
+    live: Tensor | None = None
+
+    def pad(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x [tokens, N, H] to a new [N, G, length, H] in dtype, zero where padded."""
+        rows = x if self.tokens is None else x.index_select(0, self.tokens)
+        rows = rows.reshape(self.num_documents, self.length, *x.shape[1:])
+        padded = torch.empty((x.shape[1], *rows.shape[:2], x.shape[2]), dtype=dtype, device=x.device)
+        padded.copy_(rows.permute(2, 0, 1, 3))
+        return padded if self.live is None else padded.masked_fill_(~self.live[:, :, None], 0.0)
+
+    def unpad_into(self, x: Tensor, padded: Tensor) -> None:
+        """Writes the live places of padded [N, G, length, H] to their rows of x [tokens, N, H]."""
+        rows = padded.permute(1, 2, 0, 3)
+        if self.tokens is None:
+            x.view(rows.shape).copy_(rows)
+        elif self.live is None:
+            x.index_copy_(0, self.tokens, rows.flatten(0, 1).to(x.dtype))
+        else:
+            x.index_copy_(0, self.tokens[self.live.flatten()], rows[self.live].to(x.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentGroup:
+    """Documents attended in one batch; `documents` int64 [G] says which they are among those of the call."""
+
+    documents: Tensor
+    queries: PaddedTokens
+    keys: PaddedTokens
+
+    def dead_key_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """0 for live keys and -inf for padded ones, [G, 1, S]; None when all are live.
+
+        A document without a live key keeps its (zeroed) keys, so that its softmax is finite; its queries are not live.
+        """
+        live = self.keys.live
+        if live is None:
+            return None
+        dead = ~live & live.any(dim=1, keepdim=True)
+        return torch.zeros(live.shape, dtype=dtype, device=live.device).masked_fill_(dead, float("-inf")).unsqueeze(1)
+
+
+def padded_groups(
+    num_documents: int, num_queries: int, num_keys: int, key_padding_mask: Tensor | None, device: torch.device
+) -> tuple[DocumentGroup, ...]:
+    """The one group of a padded batch; key_padding_mask bool [B, S], True = live. An empty batch has no group."""
+    if 0 in (num_documents, num_queries, num_keys):
+        return ()
+    queries_live = None
+    if key_padding_mask is not None:
+        queries_live = key_padding_mask.any(dim=1, keepdim=True).expand(num_documents, num_queries)
+    return (
+        DocumentGroup(
+            documents=torch.arange(num_documents, device=device),
+            queries=PaddedTokens(num_documents, num_queries, live=queries_live),
+            keys=PaddedTokens(num_documents, num_keys, live=key_padding_mask),
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=8)  # the layers of a model ask for the same batch, in forward and again in backward
+def packed_groups(
+    starts_q: tuple[int, ...], starts_k: tuple[int, ...], device: torch.device
+) -> tuple[DocumentGroup, ...]:
+    """Groups of a packed batch from its cumulative lengths; documents without queries or without keys are in none."""
+    lengths_q, lengths_k = ([stop - start for start, stop in pairwise(starts)] for starts in (starts_q, starts_k))
+    order = [document for document in range(len(lengths_q)) if lengths_q[document] and lengths_k[document]]
+    order.sort(key=lambda document: (lengths_q[document], lengths_k[document]), reverse=True)
+
+    groups: list[list[int]] = []
+    live_scores = padding_scores = longest_scores = 0
+    for document in order:
+        scores = lengths_q[document] * lengths_k[document]
+        # Keys may be longer than those of the group's first document: then they start a group.
+        fits = bool(groups) and lengths_k[document] <= lengths_k[groups[-1][0]]
+        padding_scores += longest_scores - scores
+        if not fits or padding_scores > max(MAX_PADDING * live_scores, SMALL_GROUP_SCORES):
+            groups.append([])
+            live_scores, padding_scores, longest_scores = 0, 0, scores
+        groups[-1].append(document)
+        live_scores += scores
+    return tuple(
+        DocumentGroup(
+            documents=torch.tensor(group, device=device),
+            queries=_packed_tokens([(starts_q[document], lengths_q[document]) for document in group], device),
+            keys=_packed_tokens([(starts_k[document], lengths_k[document]) for document in group], device),
+        )
+        for group in groups
+    )
+
+
+def _packed_tokens(spans: list[tuple[int, int]], device: torch.device) -> PaddedTokens:
+    """Places of documents given as (first token, length)."""
+    starts, lengths = torch.tensor(spans, device="cpu").unsqueeze(-1).unbind(1)
+    place = torch.arange(int(lengths.max()), device="cpu")
+    live = place < lengths
+    tokens = torch.where(live, starts + place, starts).flatten().to(device)
+    return PaddedTokens(len(spans), len(place), tokens, None if bool(live.all()) else live.to(device))
