@@ -1,0 +1,97 @@
+"""One transformer layer of DeBERTa: attention, feed-forward, post-LayerNorm.
+
+What: Hugging Face's `DebertaV2Layer` by names and arithmetic. The mask decoder calls the second half on the masked
+tokens alone, hence `finish`.
+Used by: model/encoder.py, model/mask_decoder.py. Tested by tests/model/test_parity.py.
+"""
+
+# T flat tokens  M masked tokens  D hidden width  F feed-forward width
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from disentangled.model.attention import DisentangledSelfAttention
+from disentangled.model.config import DebertaConfig
+from disentangled.model.layout import TokenLayout
+from disentangled.model.noise import Noise, Site, drop_hidden
+
+
+def activate(states: Tensor, name: str) -> Tensor:
+    """The activation `name` (config.ACTIVATIONS); gelu is the exact, erf form."""
+    return F.gelu(states) if name == "gelu" else F.relu(states) if name == "relu" else states.tanh()
+
+
+class ResidualOutput(nn.Module):
+    """LayerNorm(dropout(dense(x)) + residual)."""
+
+    def __init__(self, config: DebertaConfig, input_size: int, site: Site) -> None:
+        super().__init__()
+        self.probability = config.hidden_dropout_prob
+        self.site = site
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(
+        self,
+        states: Tensor,
+        residual: Tensor,
+        layout: TokenLayout,
+        noise: Noise | None,
+        layer: int,
+        rows: Tensor | None,
+    ) -> Tensor:
+        """[T or M, input_size] and residual [T or M, D] -> [T or M, D]; `rows` [M] names the tokens where only M."""
+        dropped = drop_hidden(self.dense(states), self.probability, noise, layout, layer, self.site, rows)
+        return self.LayerNorm(dropped + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention and its residual output, named as in Hugging Face's checkpoints."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        self.self = DisentangledSelfAttention(config)
+        self.output = ResidualOutput(config, config.hidden_size, Site.ATTENTION_OUTPUT)
+
+
+class Intermediate(nn.Module):
+    """act(dense(x)): the feed-forward's first half."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        self.act = config.hidden_act
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[T, D] -> [T, F]."""
+        return activate(self.dense(states), self.act)
+
+
+class Layer(nn.Module):
+    """One encoder layer."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config, config.intermediate_size, Site.FEED_FORWARD)
+
+    def finish(
+        self,
+        context: Tensor,
+        residual: Tensor,
+        layout: TokenLayout,
+        noise: Noise | None,
+        layer: int,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """All of the layer after attention: context and residual [T or M, D] -> [T or M, D]."""
+        attended = self.attention.output(context, residual, layout, noise, layer, rows)
+        return self.output(self.intermediate(attended), attended, layout, noise, layer, rows)
+
+    def forward(
+        self, states: Tensor, rel_embeddings: Tensor, layout: TokenLayout, noise: Noise | None, layer: int
+    ) -> Tensor:
+        """[T, D] -> [T, D]; `layer` keys the dropout."""
+        context = self.attention.self(states, rel_embeddings, layout, noise, layer)
+        return self.finish(context, states, layout, noise, layer)
