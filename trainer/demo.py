@@ -1,0 +1,154 @@
+"""The whole road in minutes: text, tokenizer, shards, two-process pre-training, a checkpoint that Hugging Face loads.
+
+What: `make demo` without arguments trains on English that every Python carries (the language reference in
+`pydoc_data.topics` and the docstrings of the standard library, about 2 MB); `--text PATH` takes the user's own. Every
+stage is the command that a user would type, printed before it runs. One process per GPU, or two on a CPU.
+Used by: `make demo`. Tested by tests/integration/test_demo.py.
+"""
+
+import argparse
+import ast
+import json
+import os
+import pydoc_data.topics
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.report import write_report
+from disentangled.trainer.samples import show_samples
+
+NUM_PROCESSES_ON_CPU = 2
+# pieces that a text of so many bytes supports; SentencePiece refuses more than a text allows
+PIECES_BY_TEXT_BYTES = ((300_000, 2048), (100_000, 1024), (0, 512))
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit code of the first stage that fails."""
+    parser = argparse.ArgumentParser(prog="disentangled.trainer.demo", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--text", type=Path, help="a .txt, .jsonl, .gz, .zst file or a folder; default: Python's own English"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), help="where the demo's folder goes (default: runs)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to change")
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    try:
+        folder = next_free_folder(options.output)
+        run_stages(options.text, folder, options.overrides)
+        report = write_report(folder / "run", load_manifest(folder / "shards").validation_unigram_cross_entropy_nats)
+        print_ending(folder, report, time.perf_counter() - started)
+    except subprocess.CalledProcessError as error:
+        print(f"error: this stage failed with exit code {error.returncode}: {shlex.join(error.cmd)}", file=sys.stderr)
+        return error.returncode if error.returncode > 0 else 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished stays in place", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_stages(text: Path | None, folder: Path, overrides: Sequence[str]) -> None:
+    """Text to shards to run to Hugging Face folder."""
+    if text is None:
+        text = folder / "python_english.txt"
+        write_python_english(text)
+    elif not text.exists():
+        raise ValueError(f"text {text} does not exist: give a file or a folder")
+    shards, run, exported = folder / "shards", folder / "run", folder / "huggingface"
+    pieces = str(pieces_for(text))
+    run_stage("1/3 text to shards", "data_prep.build_corpus", "--input", str(text), "--output", str(shards),
+              "--train-tokenizer", "--vocab-size", pieces, "--validation-fraction", "0.05", "--seed", "1")  # fmt: skip
+    num_gpus = torch.cuda.device_count()
+    run_stage("2/3 pre-training", "trainer.launch", "--num_accelerators", str(num_gpus or NUM_PROCESSES_ON_CPU), "--",
+              "--recipe", "tiny", "--engine", "zero2_bf16" if num_gpus else "fp32_cpu",
+              f"data.shards={shards}", f"run.dir={run}", *overrides)  # fmt: skip
+    run_stage("3/3 export", "trainer.export", "--run", str(run), "--output", str(exported))
+
+
+def run_stage(title: str, module: str, *arguments: str) -> None:
+    """Run one of our commands as a user would, in a process of its own."""
+    command = [sys.executable, "-m", f"disentangled.{module}", *arguments]
+    shown = shlex.join(["python", *command[1:]])
+    print(f"\n== {title}\n$ {shown}", flush=True)
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+
+
+def next_free_folder(parent: Path) -> Path:
+    """A new folder demo, demo-2, demo-3, ... below `parent`."""
+    number = 1
+    while True:
+        folder = parent / ("demo" if number == 1 else f"demo-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def write_python_english(path: Path) -> None:
+    """Write the language reference and the standard library's docstrings as text, one document per topic or module."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    documents = list(pydoc_data.topics.topics.values())
+    for source in sorted(library.rglob("*.py")):
+        if not SKIPPED_FOLDERS & set(source.relative_to(library).parts):
+            documents.append("\n".join(read_docstrings(source)))
+    kept = [re.sub(r"\n\s*\n", "\n", document.strip()) for document in documents]
+    path.write_text("\n\n".join(document for document in kept if document) + "\n", encoding="utf-8")
+
+
+def read_docstrings(source: Path) -> list[str]:
+    """All docstrings of a Python file; none where it cannot be parsed."""
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError):
+        return []
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, owners)]
+    return [docstring for docstring in docstrings if docstring]
+
+
+def pieces_for(text: Path) -> int:
+    """A vocabulary size that the text supports."""
+    files = [text] if text.is_file() else [path for path in text.rglob("*") if path.is_file()]
+    num_bytes = sum(path.stat().st_size for path in files)
+    return next(pieces for least_bytes, pieces in PIECES_BY_TEXT_BYTES if num_bytes >= least_bytes)
+
+
+def print_ending(folder: Path, report: Path, seconds: float) -> None:
+    """What was learnt, in a few lines, and what to type next."""
+    manifest: Manifest = load_manifest(folder / "shards")
+    held_out = [row for row in read_rows(folder / "run" / "metrics.jsonl") if "validation_mlm_loss" in row][-1]
+    unigram = manifest.validation_unigram_cross_entropy_nats
+    loss, area = held_out["validation_mlm_loss"], held_out["validation_rtd_auc"]
+    print(f"\n== What was learnt (held-out text, {seconds / 60:.1f} minutes)")
+    print(f"generator      MLM loss {loss:.2f} nats; guessing by frequency alone: {unigram:.2f}")
+    print(f"discriminator  RTD AUC {area:.3f}; guessing: 0.500\n")
+    show_samples(folder / "run", folder / "shards")
+    steps = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))["config"]["schedule"]["total_steps"]
+    print(f"""
+model    {folder / "huggingface"}
+curves   {report}
+Load it:
+  .venv/bin/python -c "from transformers import AutoModel; print(AutoModel.from_pretrained('{folder / "huggingface"}'))"
+Train on your own text ({steps} steps here; see recipes/ for real sizes):
+  make demo TEXT=path/to/text""")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The processes of a run: who they are and what they agree on.
+
+What: starts torch.distributed through DeepSpeed and keeps one gloo group for host-side numbers, so that the ranks can
+agree on token counts and on stopping without asking a GPU.
+Used by: trainer/train.py, trainer/loop.py, trainer/checkpoint.py. Tested by tests/integration/.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others.
+
+    Attributes:
+        host_group: a gloo group over all ranks, for numbers that live on the host.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    host_group: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes logs and manifests."""
+        return self.rank == 0
+
+    def sum_on_host(self, values: list[int]) -> list[int]:
+        """Sums of host integers over all ranks, in order."""
+        total = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(total, group=self.host_group)
+        return total.tolist()
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has called this."""
+        dist.barrier(group=self.host_group)
+
+
+def join_ranks() -> Ranks:
+    """Join the other ranks that the launcher started; alone where there was no launcher."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        # this optional op needs a C++ compiler at run time; gloo does its work, and the first start is shorter
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=torch.device(accelerator.current_device_name()),
+        host_group=dist.new_group(backend="gloo"),
+    )

@@ -1,0 +1,145 @@
+"""The generator and the discriminator as two DeepSpeed engines.
+
+What: two engines, because only then are clipping, skipped steps and ZeRO's bookkeeping those of two separate models at
+every stage (docs/decisions/0002-two-engines.md). The discriminator never owns E_G: its rows come in as an activation.
+Used by: trainer/rtd_step.py, trainer/evaluate.py, trainer/checkpoint.py. Tested by tests/trainer/test_rtd_step.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from disentangled.data_prep.shard_schema import Manifest
+from disentangled.model.discriminator import Discriminator
+from disentangled.model.generator import Generator
+from disentangled.trainer.ds_config import merge_ds_config, precision_of
+from disentangled.trainer.optim import build_optimizer, peak_learning_rates
+from disentangled.trainer.run_config import RunConfig
+
+
+class ModelEngine:
+    """One model under DeepSpeed, with the few things that a step needs of it."""
+
+    def __init__(self, engine: Any) -> None:
+        self.deepspeed = engine
+        self._norm_without_optimizer = torch.zeros(())
+
+    @property
+    def module(self) -> Any:
+        """The plain model."""
+        return self.deepspeed.module
+
+    @property
+    def num_skipped_steps(self) -> int:
+        """Updates that a non-finite gradient prevented."""
+        return int(self.deepspeed.skipped_steps)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Forward."""
+        return self.deepspeed(*arguments, **keywords)
+
+    def update(self, loss: Tensor) -> None:
+        """Backward of the loss as it is, and an update at a step's last micro-batch: the engine counts them."""
+        engine = self.deepspeed
+        engine.backward(loss, scale_wrt_gas=False)
+        if engine.is_gradient_accumulation_boundary() and not hasattr(engine.optimizer, "_global_grad_norm"):
+            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+            self._norm_without_optimizer = torch.nn.utils.get_total_norm(gradients)  # stage 0 in fp32 keeps none
+        engine.step()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the rate of all parameter groups."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def gradient_norm(self) -> float:
+        """The gradient's norm before clipping at the last update; reads the device."""
+        norm = self.deepspeed.get_global_grad_norm()
+        return float(self._norm_without_optimizer if norm is None else norm)
+
+
+@dataclass(frozen=True)
+class EnginePair:
+    """Both engines; `.module` of each is the plain model."""
+
+    generator: ModelEngine
+    discriminator: ModelEngine
+    zero_stage: int
+
+    def gathered(self, *parameters: Tensor) -> AbstractContextManager[Any]:
+        """Make whole parameters readable inside: gathers them at ZeRO-3, nothing else."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None)
+
+    @contextmanager
+    def generator_rows(self) -> Iterator[Any]:
+        """A function ids [T] -> E_G[ids] [T, D], detached, good inside the context only."""
+        table = self.generator.module.word_embeddings
+        with self.gathered(table):
+            yield lambda ids: F.embedding(ids, table.detach())
+
+    def delta_ratio(self) -> float:
+        """||E_Delta|| / ||E_G|| for gdes, ||E_D|| / ||E_G|| for nes, 0 for es (there is no second table)."""
+        embeddings = self.discriminator.module.deberta.embeddings
+        if embeddings.table == "none":
+            return 0.0
+        own = embeddings.word_embeddings_delta if embeddings.table == "delta" else embeddings.word_embeddings
+        return _norm_of(self, own.weight) / max(1e-30, _norm_of(self, self.generator.module.word_embeddings))
+
+
+def _norm_of(engines: EnginePair, parameter: Tensor) -> float:
+    with engines.gathered(parameter):
+        norm: Tensor = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32)
+    return float(norm)
+
+
+def build_models(config: RunConfig, manifest: Manifest) -> tuple[Generator, Discriminator]:
+    """Both models with their initial weights, a pure function of the config and the vocabulary."""
+    vocab_size = config.model.vocab_size or manifest.vocab_size
+    needed = manifest.special_ids.mask + 1
+    if vocab_size < needed:
+        raise ValueError(
+            f"model.vocab_size is {vocab_size}, but the shards' tokenizer uses {needed} ids: "
+            "leave the key out or raise it"
+        )
+    generator = Generator(config.model.generator(vocab_size), manifest.special_ids.mask, config.run.seed)
+    # another seed: the two trunks must not start as copies of each other
+    discriminator = Discriminator(
+        config.model.discriminator(vocab_size), config.model.embedding_sharing, config.run.seed + 1
+    )
+    return generator, discriminator
+
+
+def build_engines(
+    generator: Generator,
+    discriminator: Discriminator,
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    accumulation: int,
+) -> EnginePair:
+    """Wrap both models. The DeepSpeed config is the same; optimizers, norms and loss scales are each engine's own."""
+    if config.model.embedding_sharing == "es" and precision_of(ds_config) == "fp16":
+        raise ValueError("model.embedding_sharing es needs one loss scale for both models: use bf16 or fp32, not fp16")
+    merged = merge_ds_config(
+        ds_config,
+        micro_sequences=config.batch.micro_sequences,
+        accumulation=accumulation,
+        gradient_clipping=config.optimizer.gradient_clipping,
+    )
+    engines = []
+    for model, rate in zip((generator, discriminator), peak_learning_rates(config.optimizer), strict=True):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=build_optimizer(model, config.optimizer, rate),
+            config=dict(merged),
+            dist_init_required=False,
+        )
+        engines.append(ModelEngine(engine))
+    return EnginePair(engines[0], engines[1], ds_config.get("zero_optimization", {}).get("stage", 0))

@@ -1,0 +1,175 @@
+"""The training loop: batches, step, log, evaluate, save, stop.
+
+What: everything that happens between the first and the last update, on one screen. Progress is the number of updates;
+the data's state is the number of samples consumed, which follows from it.
+Used by: trainer/train.py. Tested by tests/integration/.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from disentangled.model.flops import step_flops
+from disentangled.model.generator import Sampling
+from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.checkpoint import TrainerState, save_checkpoint
+from disentangled.trainer.distributed import Ranks
+from disentangled.trainer.engine import EnginePair
+from disentangled.trainer.evaluate import evaluate, evaluation_sampling
+from disentangled.trainer.interrupt import Interrupt
+from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.optim import learning_rate_factor, peak_learning_rates
+from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
+from disentangled.trainer.run_config import RunConfig, to_dict
+
+
+@dataclass
+class Training:
+    """All that the loop needs, built by trainer/train.py.
+
+    Attributes:
+        step: updates done so far.
+        log: None on all ranks but the first.
+    """
+
+    config: RunConfig
+    dataset_id: str
+    ranks: Ranks
+    engines: EnginePair
+    builder: BatchBuilder
+    validation: BatchBuilder
+    num_validation_windows: int
+    sampling: Sampling
+    accumulation: int
+    sums: MetricSums
+    log: MetricLog | None
+    step: int = 0
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples that the updates done so far have used."""
+        return self.step * self.config.batch.global_sequences
+
+
+def train(training: Training, interrupt: Interrupt) -> bool:
+    """Run to the last step; True when done, False when asked to stop (the state is saved in both cases)."""
+    config, ranks = training.config, training.ranks
+    rtd_step = RtdStep(training.engines, config, training.sampling, ranks.world_size)
+    speed = Speedometer()
+    while training.step < config.schedule.total_steps:
+        batches = training.builder.step_batches(
+            training.consumed_samples, training.accumulation, ranks.rank, ranks.world_size
+        )
+        num_masked, num_live, num_stopping = ranks.sum_on_host(
+            [sum(b.num_masked for b in batches), sum(b.num_live for b in batches), int(bool(interrupt.reason()))]
+        )
+        if num_stopping:
+            save(training)
+            return False
+        on_device = [batch.to(ranks.device) for batch in batches]
+        rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
+        training.step += 1
+        speed.add(num_live, num_masked)
+        if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
+            log_step(training, speed)
+        if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
+            log_evaluation(training)
+            speed.restart()
+        if is_due(training.step, config.checkpoint.every_steps, config.schedule.total_steps):
+            save(training)
+            speed.restart()
+    return True
+
+
+def is_due(step: int, every_steps: int, total_steps: int) -> bool:
+    """Whether something happens after this step: at its interval (0: never) and after the last step."""
+    return step == total_steps or (every_steps > 0 and step % every_steps == 0)
+
+
+class Speedometer:
+    """Tokens and seconds since the last log line; time spent in evaluation and saving does not count."""
+
+    def __init__(self) -> None:
+        self._steps = self._tokens = self._masked = 0
+        self._started = time.perf_counter()
+
+    def add(self, num_tokens: int, num_masked: int) -> None:
+        """Count one step's tokens over all ranks."""
+        self._steps += 1
+        self._tokens += num_tokens
+        self._masked += num_masked
+
+    def restart(self) -> None:
+        """Begin a new line here."""
+        self._steps = self._tokens = self._masked = 0
+        self._started = time.perf_counter()
+
+    def take(self, config: RunConfig, training: Training) -> dict[str, float]:
+        """Rates since the last line, which begins anew. TFLOP/s are of all ranks together, padding not counted."""
+        seconds = max(1e-9, time.perf_counter() - self._started)
+        steps = max(1, self._steps)
+        flops = step_flops(
+            training.engines.generator.module.config,
+            training.engines.discriminator.module.config,
+            self._tokens,
+            self._masked,
+            config.data.sequence_length,
+        )
+        rates = {
+            "tokens_per_second": self._tokens / seconds,
+            "seconds_per_step": seconds / steps,
+            "achieved_tflops": flops / seconds / 1e12,
+        }
+        self.restart()
+        return rates
+
+
+def log_step(training: Training, speed: Speedometer) -> None:
+    """One line of training metrics; the only place where a step's numbers are read from the device."""
+    config, engines = training.config, training.engines
+    factor = learning_rate_factor(training.step - 1, config.schedule)
+    generator_rate, discriminator_rate = peak_learning_rates(config.optimizer)
+    row = {
+        "step": training.step,
+        **training.sums.take(),
+        "delta_ratio": engines.delta_ratio(),
+        "generator_gradient_norm": engines.generator.gradient_norm(),
+        "discriminator_gradient_norm": engines.discriminator.gradient_norm(),
+        "generator_skipped_steps": engines.generator.num_skipped_steps,
+        "discriminator_skipped_steps": engines.discriminator.num_skipped_steps,
+        "generator_learning_rate": generator_rate * factor,
+        "discriminator_learning_rate": discriminator_rate * factor,
+        "consumed_samples": training.consumed_samples,
+        **speed.take(config, training),
+    }
+    if training.log is not None:
+        training.log.write(row)
+
+
+def log_evaluation(training: Training) -> None:
+    """One line of held-out metrics of both models."""
+    metrics = evaluate(
+        training.engines,
+        training.validation,
+        evaluation_sampling(training.sampling),
+        training.ranks,
+        training.num_validation_windows,
+        training.config.batch.micro_sequences,
+    )
+    if training.log is not None:
+        training.log.write({"step": training.step, **metrics})
+
+
+def save(training: Training) -> Path:
+    """Write a checkpoint of this moment."""
+    state = TrainerState(
+        step=training.step,
+        consumed_samples=training.consumed_samples,
+        dataset_id=training.dataset_id,
+        world_size=training.ranks.world_size,
+        sums=training.sums.to_list() if training.ranks.is_first else [],
+        config=to_dict(training.config),
+    )
+    return save_checkpoint(
+        Path(training.config.run.dir), training.engines, state, training.ranks, training.config.checkpoint.keep
+    )

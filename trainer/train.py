@@ -1,0 +1,153 @@
+"""A training process: `deepspeed --module disentangled.trainer.train --recipe R --engine E [section.key=value ...]`.
+
+What: reads the recipe and the DeepSpeed JSON, opens the shards, builds both engines, resumes from the newest whole
+checkpoint of run.dir if there is one, and runs the loop. Launch it with `deepspeed`, or with
+`python -m disentangled.trainer.launch`, which also survives being told to stop.
+Exit codes: 0 done; 85 saved before the end, run the same command again; 2 the user's mistake, named in one line.
+Used by: users, trainer/launch.py, trainer/demo.py. Tested by tests/integration/.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.kernels.counter_rng import Stream
+from disentangled.model.generator import Sampling, banned_ids
+from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
+from disentangled.trainer.distributed import Ranks, join_ranks
+from disentangled.trainer.ds_config import load_ds_config
+from disentangled.trainer.engine import build_engines, build_models
+from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
+from disentangled.trainer.loop import Training, train
+from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
+from disentangled.trainer.run_folder import claim_run_folder, write_run_file
+from disentangled.trainer.shards import WindowStore
+
+EXIT_USER_ERROR = 2
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; everything but the two files is an override of a recipe key."""
+    parser = argparse.ArgumentParser(prog="disentangled.trainer.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", required=True, help="TOML file of the experiment, or the name of a shipped one")
+    parser.add_argument("--engine", required=True, help="DeepSpeed JSON, or the name of a shipped one")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher adds it
+    parser.add_argument("--launch-id", default="", help=argparse.SUPPRESS)  # by which the launcher finds its ranks
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank; returns its exit code."""
+    options = parse_arguments(arguments)
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load_run_config(options.recipe, options.overrides)
+        training = build_training(config, load_ds_config(options.engine))
+    except (ValueError, OSError) as error:
+        if is_first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    interrupt = Interrupt()
+    finished = train(training, interrupt)
+    if training.log is not None:
+        training.log.close()
+        ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
+        print(f"{ending} at step {training.step}: {config.run.dir}", flush=True)
+    return 0 if finished else EXIT_SAVED
+
+
+def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
+    """Everything the loop needs, resumed where the run folder has a checkpoint.
+
+    Raises:
+        ValueError: anything the user can mend, in one line.
+    """
+    for key, value in (("data.shards", config.data.shards), ("run.dir", config.run.dir)):
+        if not value:
+            raise ValueError(f"{key} is not set: add {key}=DIR to the command")
+    manifest = load_manifest(config.data.shards)
+    accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
+    run_dir = claim_run_folder(config, manifest)
+    stores = {split: open_windows(config, manifest, split) for split in ("train", "validation")}
+    generator, discriminator = build_models(config, manifest)
+
+    ranks = join_ranks()
+    checkpoint, faults = find_checkpoint(run_dir)
+    if ranks.is_first:
+        write_run_file(run_dir, config, manifest, ds_config)
+        for fault in faults:
+            print(f"warning: {fault}", file=sys.stderr, flush=True)
+    state = load_state(checkpoint) if checkpoint else None
+    check_resumable(state, ranks)
+    engines = build_engines(generator, discriminator, config, ds_config, accumulation)
+    sums = MetricSums(ranks.device)
+    if checkpoint and state:
+        load_engines(checkpoint, engines)
+        if ranks.is_first:
+            sums.restore(state.sums)
+            print(f"resuming at step {state.step} from {checkpoint}", flush=True)
+    step = state.step if state else 0
+    special = manifest.special_ids
+    banned = banned_ids(
+        engines.generator.module.config.vocab_size,
+        manifest.num_pieces,
+        (special.pad, special.cls, special.sep, special.unk, special.mask),
+        ranks.device,
+    )
+    return Training(
+        config=config,
+        dataset_id=manifest.dataset_id,
+        ranks=ranks,
+        engines=engines,
+        builder=make_builder(config, manifest, stores["train"], Stream.MASKING),
+        validation=make_builder(config, manifest, stores["validation"], Stream.EVALUATION_MASKING),
+        num_validation_windows=min(config.evaluate.num_sequences, stores["validation"].num_windows),
+        sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
+        accumulation=accumulation,
+        sums=sums,
+        log=MetricLog(run_dir, step, config.schedule.total_steps, config.log.tensorboard) if ranks.is_first else None,
+        step=step,
+    )
+
+
+def open_windows(config: RunConfig, manifest: Manifest, split: str) -> WindowStore:
+    """The windows of a split, its files verified."""
+    return WindowStore(
+        config.data.shards, manifest, split, config.data.sequence_length, config.data.minimum_piece_tokens
+    )
+
+
+def make_builder(config: RunConfig, manifest: Manifest, store: WindowStore, stream: Stream) -> BatchBuilder:
+    """The batches of a split; held-out windows keep their order."""
+    return BatchBuilder(
+        store,
+        manifest.special_ids,
+        sequence_length=config.data.sequence_length,
+        micro_sequences=config.batch.micro_sequences,
+        mask_probability=config.masking.probability,
+        seed=config.run.seed,
+        masking_stream=stream,
+        shuffle=stream == Stream.MASKING,
+    )
+
+
+def check_resumable(state: TrainerState | None, ranks: Ranks) -> None:
+    """Refuse a checkpoint of another number of ranks."""
+    if state is not None and state.world_size != ranks.world_size:
+        raise ValueError(
+            f"the checkpoint at step {state.step} was written by {state.world_size} ranks, this launch has "
+            f"{ranks.world_size}: launch {state.world_size}"
+        )
+
+
+if __name__ == "__main__":
+    if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ and "LOCAL_SIZE" in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_SIZE"])))
+    sys.exit(main())
