@@ -1,0 +1,202 @@
+"""Writes encoded documents as shards: Arrow IPC files of one record batch, each followed by its sidecar.
+
+A shard is full when the next document would take it past shard_tokens (a longer document is a shard of its own), so
+the cuts depend on the documents alone and not on how they were batched. Memory is one shard per split.
+
+Used by: build_corpus.py. Tested by: tests/data_prep/test_write_shards.py.
+Not here: the format itself (shard_schema.py), whole files (dataset_folder.py).
+"""
+
+import dataclasses
+import json
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from disentangled.data_prep.dataset_folder import DatasetFolder
+from disentangled.data_prep.shard_schema import (
+    DatasetIdentity,
+    ShardRecord,
+    TextRange,
+    arrow_schema,
+    encode_json,
+    hash_file,
+    shard_path,
+    token_dtype,
+)
+
+# 1 Mi tokens: 8 MiB as int64
+_COUNT_BLOCK_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Consecutive documents of one input file, in order.
+
+    tokens [num_tokens] integer, lengths, start_bytes and text_bytes [num_documents] int64.
+    """
+
+    file: str
+    tokens: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    start_bytes: npt.NDArray[np.int64]
+    text_bytes: npt.NDArray[np.int64]
+
+    def select(self, chosen: npt.NDArray[np.bool_]) -> "EncodedDocuments":
+        """Return the documents where chosen [num_documents] is true."""
+        return EncodedDocuments(
+            file=self.file,
+            tokens=self.tokens[np.repeat(chosen, self.lengths)],
+            lengths=self.lengths[chosen],
+            start_bytes=self.start_bytes[chosen],
+            text_bytes=self.text_bytes[chosen],
+        )
+
+
+class ShardWriter:
+    """Writes the shards of one split of one source; read `records` and `piece_counts` after close()."""
+
+    def __init__(
+        self,
+        folder: DatasetFolder,
+        identity: DatasetIdentity,
+        split: str,
+        source: str,
+        shard_tokens: int,
+        byte_ids: npt.NDArray[np.int64],
+    ) -> None:
+        self.records: list[ShardRecord] = []
+        self.piece_counts = np.zeros(identity.num_pieces, dtype=np.int64)
+        self._folder = folder
+        self._identity = identity
+        self._split = split
+        self._source = source
+        self._byte_ids = byte_ids
+        self._shard_tokens = shard_tokens
+        # empty, not zeros: only the pages that are written take memory
+        self._tokens = np.empty(shard_tokens, dtype=token_dtype(identity.vocab_size))
+        self._num_tokens = 0
+        self._text_bytes = 0
+        self._lengths = array("q")
+        self._start_bytes = array("Q")
+        self._ranges: list[TextRange] = []
+
+    def append(self, documents: EncodedDocuments) -> None:
+        """Add documents in order; ValueError for an id that the model does not have."""
+        if len(documents.tokens) and not 0 <= documents.tokens.min() <= documents.tokens.max() < len(self.piece_counts):
+            num_pieces = len(self.piece_counts)
+            raise ValueError(f"{documents.file}: an id lies outside the {num_pieces} pieces of the tokenizer")
+        ends = np.cumsum(documents.lengths)
+        first = 0
+        while first < len(ends):
+            start = int(ends[first - 1]) if first else 0
+            room = self._shard_tokens - self._num_tokens
+            last = int(np.searchsorted(ends, start + room, side="right"))
+            if last <= first and self._num_tokens:
+                self._write_shard()
+                continue
+            # a document longer than a shard has one to itself
+            last = max(last, first + 1)
+            self._take(documents, first, last, documents.tokens[start : int(ends[last - 1])])
+            first = last
+
+    def close(self) -> None:
+        """Write what is left."""
+        if len(self._lengths):
+            self._write_shard()
+
+    def _take(self, documents: EncodedDocuments, first: int, last: int, tokens: npt.NDArray[np.int32]) -> None:
+        """Copy documents first ... last - 1 into the shard being filled."""
+        end = self._num_tokens + len(tokens)
+        if end > len(self._tokens):
+            assert self._num_tokens == 0, "only a document that has its shard to itself may be longer than the buffer"
+            self._tokens = np.empty(end, dtype=self._tokens.dtype)
+        self._tokens[self._num_tokens : end] = tokens
+        self._num_tokens = end
+        self._text_bytes += int(documents.text_bytes[first:last].sum())
+        self._lengths.extend(documents.lengths[first:last].tolist())
+        starts = documents.start_bytes[first:last].tolist()
+        self._start_bytes.extend(starts)
+        if self._ranges and self._ranges[-1].file == documents.file:
+            before = self._ranges.pop()
+            num_documents = before.num_documents + len(starts)
+            self._ranges.append(TextRange(documents.file, num_documents, before.first_document_byte, starts[-1]))
+        else:
+            self._ranges.append(TextRange(documents.file, len(starts), starts[0], starts[-1]))
+
+    def _write_shard(self) -> None:
+        """Write the shard, then its sidecar, and begin the next."""
+        tokens = self._tokens[: self._num_tokens]
+        counts = _count_pieces(tokens, len(self.piece_counts))
+        present = np.flatnonzero(counts)
+        task = len(self.records)
+        relative = shard_path(self._split, self._source, task)
+        with self._folder.create_file(relative) as file:
+            schema = arrow_schema(self._identity.vocab_size, self._describe_shard(task))
+            with pa.ipc.new_file(file, schema) as writer:
+                writer.write_batch(self._build_batch(schema, tokens))
+        path = self._folder.path / relative
+        record = ShardRecord(
+            split=self._split,
+            source=self._source,
+            task=task,
+            num_documents=len(self._lengths),
+            num_tokens=len(tokens),
+            text_bytes=self._text_bytes,
+            num_unknown_tokens=int(counts[self._identity.special_ids.unk]),
+            num_byte_tokens=int(counts[self._byte_ids].sum()),
+            min_id=int(present[0]),
+            max_id=int(present[-1]),
+            vocab_size=self._identity.vocab_size,
+            tokenizer_sha256=self._identity.tokenizer_sha256,
+            size_bytes=path.stat().st_size,
+            xxh3_128=hash_file(path, "xxh3_128"),
+            sha256=hash_file(path, "sha256"),
+            ranges=tuple(self._ranges),
+        )
+        self._folder.write_file(str(Path(relative).with_suffix(".json")), encode_json(record))
+        self.records.append(record)
+        self.piece_counts += counts
+        self._tokens = self._tokens[: self._shard_tokens]
+        self._num_tokens = self._text_bytes = 0
+        self._lengths, self._start_bytes, self._ranges = array("q"), array("Q"), []
+
+    def _build_batch(self, schema: pa.Schema, tokens: npt.NDArray[Any]) -> pa.RecordBatch:
+        """Return the rows as Arrow arrays over the buffers that already hold them."""
+        offsets = np.zeros(len(self._lengths) + 1, dtype=np.int32)
+        np.cumsum(np.frombuffer(self._lengths, dtype=np.int64), out=offsets[1:])
+        values = pa.array(tokens, type=schema.field("tokens").type.value_type)
+        rows = pa.ListArray.from_arrays(pa.array(offsets), values, type=schema.field("tokens").type)
+        start_bytes = pa.array(np.frombuffer(self._start_bytes, dtype=np.uint64))
+        return pa.record_batch([rows, start_bytes], schema=schema)
+
+    def _describe_shard(self, task: int) -> dict[str, str]:
+        """Return the shard's own account of what it is, for Arrow's schema metadata."""
+        identity = self._identity
+        return {
+            "schema_version": str(identity.schema_version),
+            "split": self._split,
+            "source": self._source,
+            "task": str(task),
+            "tokenizer_sha256": identity.tokenizer_sha256,
+            "sentencepiece_version": identity.sentencepiece_version,
+            "normalizer": identity.normalizer,
+            "chunking": identity.chunking,
+            "vocab_size": str(identity.vocab_size),
+            "num_pieces": str(identity.num_pieces),
+            "special_ids": json.dumps(dataclasses.asdict(identity.special_ids)),
+            "ranges": json.dumps([dataclasses.asdict(text_range) for text_range in self._ranges]),
+        }
+
+
+def _count_pieces(tokens: npt.NDArray[Any], num_pieces: int) -> npt.NDArray[np.int64]:
+    """Return how often each piece occurs; block by block, as bincount makes int64 of its whole argument."""
+    counts = np.zeros(num_pieces, dtype=np.int64)
+    for start in range(0, len(tokens), _COUNT_BLOCK_TOKENS):
+        counts += np.bincount(tokens[start : start + _COUNT_BLOCK_TOKENS], minlength=num_pieces)
+    return counts

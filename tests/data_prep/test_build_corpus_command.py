@@ -1,0 +1,200 @@
+"""The build_corpus command: what a user's mistake gets, and that a failure leaves nothing behind."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from disentangled.data_prep import build_corpus
+from disentangled.data_prep.shard_schema import load_manifest
+from tests.data_prep.tiny_corpus import NUM_PIECES, make_documents, read_tree, write_bytes, write_txt
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "disentangled.data_prep.build_corpus"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with inputs right and wrong and the tokenizer in it."""
+    write_txt(tmp_path / "good.txt", make_documents())
+    write_bytes(tmp_path / "latin1.txt", b"one\n\ncaf\xe9\n\n" + "\n\n".join(make_documents()).encode())
+    write_bytes(tmp_path / "void.txt", b"")
+    write_bytes(tmp_path / "blank.txt", b"\n \n\n")
+    write_txt(tmp_path / "one.txt", ["only one document"])
+    write_bytes(tmp_path / "rows.jsonl", b'{"body": "x"}\n')
+    write_bytes(tmp_path / "data.csv", b"x")
+    write_bytes(tmp_path / "taken" / "manifest.json", b"{}")
+    (tmp_path / "spm.model").write_bytes(model_path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(line: str) -> int:
+    try:
+        return build_corpus.main(line.split())
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def test_command_builds_a_dataset_and_says_what_it_holds(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert (
+        run(f"--input good.txt --output out --train-tokenizer --vocab-size {NUM_PIECES} --validation-fraction .2") == 0
+    )
+    printed = capsys.readouterr()
+    manifest = load_manifest(folder / "out")
+    assert manifest.num_pieces == NUM_PIECES
+    assert printed.err == ""
+    assert printed.out.startswith(f"wrote out\ndataset    {manifest.dataset_id[:12]}, schema version 1, seed 1\n")
+    assert f"{manifest.counts['train'].num_tokens:,}" in printed.out
+    assert max(map(len, printed.out.splitlines())) <= 80
+
+
+def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: pytest.CaptureFixture[str]):
+    line = "--input latin1.txt --output out --tokenizer spm.model --validation-fraction 0.2 --on-bad-text skip"
+    assert run(line) == 0
+    assert "skipped    1 bad documents, first: " in capsys.readouterr().out
+    assert load_manifest(folder / "out").num_bad_documents == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("--input absent.txt --tokenizer spm.model", "absent.txt: no such file or folder"),
+        ("--input data.csv --tokenizer spm.model", "data.csv: unknown kind of file"),
+        ("--input void.txt --tokenizer spm.model", "the inputs hold no documents"),
+        ("--input void.txt --train-tokenizer --vocab-size 400", "the inputs hold no text to train"),
+        ("--input blank.txt --tokenizer spm.model", "the inputs hold no documents"),
+        ("--input one.txt --tokenizer spm.model", "the inputs hold one document"),
+        ("--input latin1.txt --tokenizer spm.model", "byte 8 (0xe9) is not UTF-8"),
+        ("--input latin1.txt --train-tokenizer --vocab-size 400", "byte 8 (0xe9) is not UTF-8"),
+        ("--input rows.jsonl --tokenizer spm.model", "has no field 'text', its fields are 'body'"),
+        ("--input rows.jsonl --tokenizer spm.model --on-bad-text skip", "no documents (1 bad ones skipped, first: "),
+        ("--input good.txt --tokenizer absent.model", "absent.model: no such tokenizer file"),
+        ("--input good.txt --tokenizer good.txt", "good.txt: not a SentencePiece model"),
+        ("--input good.txt --train-tokenizer --vocab-size 90000", "the largest that works is "),
+        ("--input good.txt --train-tokenizer --vocab-size 0", "--vocab-size 0: must be at least 1"),
+        ("--input good.txt --train-tokenizer", "--train-tokenizer and --vocab-size go together"),
+        ("--input good.txt --tokenizer spm.model --vocab-size 9", "--train-tokenizer and --vocab-size go together"),
+        ("--input good.txt", "one of the arguments --tokenizer --train-tokenizer is required"),
+        ("--tokenizer spm.model", "the following arguments are required: --input"),
+        ("--input good.txt --tokenizer spm.model --validation-fraction 0", "must lie between 0 and 1"),
+        ("--input good.txt --tokenizer spm.model --validation-fraction 1", "must lie between 0 and 1"),
+        ("--input good.txt --tokenizer spm.model --validation-fraction nan", "must lie between 0 and 1"),
+        (
+            "--input good.txt --tokenizer spm.model --validation-fraction 1e-9",
+            "leaves no validation documents of the 60",
+        ),
+        ("--input good.txt --tokenizer spm.model --validation-fraction .9999", "leaves no train documents of the 60"),
+        ("--input good.txt --tokenizer spm.model --seed -1", "--seed -1: must lie between 0 and"),
+        ("--input good.txt --tokenizer spm.model --shard-tokens 0", "--shard-tokens 0: must lie between 1 and"),
+        ("--input good.txt --tokenizer spm.model --tokenizer-sample-bytes 0", "must be at least 1"),
+        ("--input good.txt --tokenizer spm.model --on-bad-text ignore", "argument --on-bad-text: invalid choice"),
+    ],
+)
+def test_mistake_gives_one_line_and_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: str, fault: str
+):
+    before = read_tree(folder)
+    assert run(f"{options} --output deep/out") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert fault in printed.err
+    assert read_tree(folder) == before
+    assert not (folder / "deep").exists()
+
+
+def test_finished_dataset_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]):
+    before = read_tree(folder)
+    assert run("--input good.txt --output taken --tokenizer spm.model") == 2
+    assert capsys.readouterr().err == (
+        "error: taken: holds a finished dataset: name another --output or remove it first\n"
+    )
+    assert read_tree(folder) == before
+
+
+def test_disk_that_refuses_gives_one_line_and_leaves_nothing(folder: Path):
+    # a limit on the size of files stands in for a full disk: the write of the first shard fails half-way
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
+
+    text = write_txt(folder / "long.txt", make_documents(400))
+    command = [
+        *COMMAND,
+        "--input",
+        str(text),
+        "--output",
+        str(folder / "out"),
+        "--tokenizer",
+        str(folder / "spm.model"),
+    ]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, preexec_fn=limit_files, env=environment, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {folder / 'out'}/")
+    assert process.stderr.endswith(": file too large\n")
+    assert process.stderr.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_build_stopped_while_it_encodes_leaves_nothing(folder: Path, number: signal.Signals, code: int, word: str):
+    text = write_txt(folder / "long.txt", make_documents(1000) * 200)
+    options = ["--tokenizer", str(folder / "spm.model"), "--shard-tokens", "10000"]
+    process = start_build(text, folder / "out", options)
+    wait_until((folder / "out" / "train" / "shard-text-000001.arrow").exists, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (code, "", f"error: {word}: nothing was written\n")
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_build_stopped_while_the_tokenizer_trains_stops_at_once(folder: Path, number: signal.Signals):
+    # words without any repetition: SentencePiece, which sees no signal, would train on them for many seconds
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=12)) for _ in range(250_000)]
+    text = write_txt(folder / "long.txt", [" ".join(words[at : at + 100]) for at in range(0, len(words), 100)])
+    process = start_build(text, folder / "out", ["--train-tokenizer", "--vocab-size", "1000"])
+    wait_until(lambda: bool(find_trainers(process)), process)
+    [trainer] = find_trainers(process)
+    time.sleep(0.5)
+    sent = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert time.monotonic() - sent < 2
+    assert not (folder / "out").exists()
+    assert not trainer.exists()
+
+
+def find_trainers(process: "subprocess.Popen[str]") -> list[Path]:
+    """Return the /proc entries of the processes that train for a build (and not of multiprocessing's tracker)."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [Path(f"/proc/{child}") for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def start_build(text: Path, output: Path, options: list[str]) -> "subprocess.Popen[str]":
+    command = [*COMMAND, "--input", str(text), "--output", str(output), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert process.poll() is None, "the build ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -1,0 +1,53 @@
+"""sample_text.py: bounded, uniform, in order, and a function of the corpus and the seed alone."""
+
+import numpy as np
+
+from disentangled.data_prep.sample_text import MAX_LINE_CHARACTERS, TextSample
+from tests.data_prep.tiny_corpus import make_documents
+
+
+def draw_sample(documents: list[str], max_bytes: int, seed: int = 1) -> list[str]:
+    sample = TextSample(max_bytes, seed)
+    for document in documents:
+        sample.offer(document)
+    return sample.lines()
+
+
+def test_sample_of_a_small_corpus_is_all_of_it_in_order():
+    documents = make_documents()
+    assert draw_sample(documents, 1 << 20) == [line for document in documents for line in document.split("\n")]
+
+
+def test_sample_stays_within_its_bytes_and_nearly_fills_them():
+    lines = draw_sample(make_documents(2000), 20_000)
+    size = sum(len(line.encode()) for line in lines)
+    assert 19_000 < size <= 20_000
+
+
+def test_sample_is_repeatable_and_changes_with_the_seed():
+    documents = make_documents(500)
+    assert draw_sample(documents, 5000) == draw_sample(documents, 5000)
+    assert draw_sample(documents, 5000) != draw_sample(documents, 5000, seed=2)
+
+
+def test_sample_keeps_the_smallest_hashes_whatever_the_lengths():
+    # of long and short lines alike, a larger sample contains every line of a smaller one
+    documents = [f"{index} " + "x" * (index * 37 % 400) for index in range(2000)]
+    small, large = draw_sample(documents, 8_000), draw_sample(documents, 60_000)
+    assert set(small) < set(large)
+
+
+def test_sample_comes_from_everywhere():
+    documents = [f"{index:06d}" for index in range(20_000)]
+    places = np.array([int(line) for line in draw_sample(documents, 6 * 2000)])
+    assert np.all(np.diff(places) > 0)
+    share, _ = np.histogram(places, bins=4, range=(0, 20_000))
+    # each quarter holds 500 of 2,000; five standard deviations of a binomial count are about 100
+    assert np.all(np.abs(share - 500) < 100)
+
+
+def test_sample_cuts_lines_that_the_trainer_would_drop():
+    lines = draw_sample(["東" * 5000, " \t "], 1 << 20)
+    assert "".join(lines) == "東" * 5000
+    assert max(map(len, lines)) <= MAX_LINE_CHARACTERS
+    assert max(len(line.encode()) for line in lines) <= 4192
