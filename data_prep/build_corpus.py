@@ -206,9 +206,9 @@ def _run(arguments: Sequence[str] | None) -> None:
         manifest = build_corpus(options, bad_text, progress)
     print("wrote", describe_dataset(options.output, manifest))
     if bad_text.num_documents:
-        print(f"skipped    {bad_text.num_documents:,} bad documents, first: {bad_text.first_fault}")
+        print(f"skipped    bad documents: {bad_text.num_documents:,}, first: {bad_text.first_fault}")
     if manifest.num_empty_documents:
-        print(f"skipped    {manifest.num_empty_documents:,} documents without text")
+        print(f"skipped    documents without text: {manifest.num_empty_documents:,}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

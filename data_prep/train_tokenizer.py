@@ -62,33 +62,37 @@ def train_model(lines: list[str], num_pieces: int) -> bytes:
 def train_model_in_child(lines: list[str], num_pieces: int) -> bytes:
     """Do what train_model does, in another process that ends with this call, however it ends."""
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_train_and_send, args=(sender, lines, num_pieces), daemon=True)
-    child.start()
-    sender.close()
+    connection, remote = context.Pipe()
+    child = context.Process(target=_train_for_parent, args=(remote, num_pieces), daemon=True)
     try:
-        outcome = receiver.recv()
-    except EOFError:
+        # the child inherits the mask: Ctrl-C in the terminal reaches both, and only this process answers
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        child.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        remote.close()
+        connection.send(lines)
+        outcome = connection.recv()
+    except (EOFError, ConnectionError):
         child.join()
         fault = f"training the tokenizer ended with exit code {child.exitcode}, most likely for want of memory"
         raise ChildProcessError(f"{fault}: lower --tokenizer-sample-bytes") from None
     finally:
-        child.kill()
-        child.join()
+        if child.pid is not None:
+            child.kill()
+            child.join()
     if isinstance(outcome, ValueError):
         raise outcome
     assert isinstance(outcome, bytes)
     return outcome
 
 
-def _train_and_send(sender: Connection, lines: list[str], num_pieces: int) -> None:
-    """Body of the child: send the model or the ValueError."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _train_for_parent(connection: Connection, num_pieces: int) -> None:
+    """Body of the child: receive the lines, send the model or the ValueError."""
     try:
-        outcome: bytes | ValueError = train_model(lines, num_pieces)
+        outcome: bytes | ValueError = train_model(connection.recv(), num_pieces)
     except ValueError as error:
         outcome = error
-    sender.send(outcome)
+    connection.send(outcome)
 
 
 def _explain_failure(reason: str, num_pieces: int) -> str:

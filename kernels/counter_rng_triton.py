@@ -32,12 +32,25 @@ def philox_4x32_10(c0, c1, c2, c3, key_0, key_1):
     return c0, c1, c2, c3
 
 
+def key_words(seed: int) -> tuple[int, int]:
+    """The halves of a 64-bit seed, as the int32 scalars that a kernel takes.
+
+    Two of 32 bits and signed, because Triton picks a scalar's type by its value, and its interpreter misreads those in
+    2^31 .. 2^32 - 1.
+    """
+    low, high = seed & counter_rng.WORD_MASK, seed >> 32
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)
+
+
 @triton.jit
-def random_words(seed, stream, layer, sample, token, element):
-    """Four uint32 blocks of random words: counter_rng.random_words; seed is a scalar of up to 64 bits."""
-    seed = tl.cast(seed, tl.int64)  # Triton passes a small seed as int32
-    key_0, key_1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+def random_words(key_0, key_1, stream, layer, sample, token, element):
+    """Four uint32 blocks of random words: counter_rng.random_words, with the seed as its key_words."""
     purpose = (stream | (layer << 8)) | ((sample >> 32) << 16)
     return philox_4x32_10(
-        element.to(tl.uint32), token.to(tl.uint32), sample.to(tl.uint32), purpose.to(tl.uint32), key_0, key_1
+        element.to(tl.uint32),
+        token.to(tl.uint32),
+        sample.to(tl.uint32),
+        purpose.to(tl.uint32),
+        tl.cast(key_0, tl.uint32),  # cast, as a scalar of value 1 is a constant without .to
+        tl.cast(key_1, tl.uint32),
     )

@@ -79,8 +79,8 @@ class DebertaConfig:
         if self.position_buckets == 1 or 0 < self.position_buckets // 2 > self.relative_span - 2:
             raise ValueError(
                 f"model.position_buckets is {self.position_buckets} but relative distances end at {self.relative_span} "
-                f"(model.max_relative_positions or model.max_position_embeddings): give 2 to {2 * self.relative_span - 4}, "
-                "or 0 for none"
+                "(model.max_relative_positions, or else model.max_position_embeddings): "
+                f"give 2 to {2 * self.relative_span - 4}, or 0 for none"
             )
         if self.conv_kernel_size != 0 and (self.conv_kernel_size < 0 or self.conv_kernel_size % 2 == 0):
             raise ValueError(f"model.conv_kernel_size is {self.conv_kernel_size}: give an odd number, or 0 for none")

@@ -27,11 +27,10 @@ class ConvLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, embeddings: Tensor, states: Tensor, layout: TokenLayout, noise: Noise | None) -> Tensor:
-        """Embeddings [T, D] and the first layer's output [T, D] -> [T, D]."""
+        """Embeddings [T, D], zeros at padding, and the first layer's output [T, D] -> [T, D], zeros at padding."""
         config = self.config
         gapped, place = _with_gaps(embeddings, layout, (config.conv_kernel_size - 1) // 2)
         convolved = self.conv(gapped.t().unsqueeze(0)).squeeze(0).t().index_select(0, place)
-        convolved = convolved * layout.live.unsqueeze(1)
         convolved = drop_hidden(convolved, config.hidden_dropout_prob, noise, layout, 0, Site.CONVOLUTION)
         return self.LayerNorm(states + activate(convolved, config.conv_act)) * layout.live.unsqueeze(1)
 
@@ -45,4 +44,4 @@ def _with_gaps(states: Tensor, layout: TokenLayout, gap: int) -> tuple[Tensor, T
     place = flat + gap * gaps_before
     length = layout.num_tokens + gap * num_documents  # known without asking the device
     run = torch.zeros(length, states.shape[1], dtype=states.dtype, device=states.device)
-    return run.index_copy(0, place, states * layout.live.unsqueeze(1)), place
+    return run.index_copy(0, place, states), place

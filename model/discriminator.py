@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
 
         Args:
             corrupted_ids, original_ids: [T] int64; a token is replaced where they differ.
-            shared_rows: [T, D], E_G[corrupted_ids]: detached for gdes, a leaf that wants a gradient for es,
+            shared_rows: [T, D], E_G[corrupted_ids]: detached here for gdes, a leaf that wants a gradient for es,
                 None for nes.
         """
         states = self.hidden_states(corrupted_ids, layout, noise, shared_rows)[-1]

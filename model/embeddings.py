@@ -31,7 +31,8 @@ class Embeddings(nn.Module):
         super().__init__()
         if config.position_biased_input:
             raise ValueError(
-                "model.position_biased_input is true: DeBERTaV2 and V3 see positions only in the mask decoder: set it false"
+                "model.position_biased_input is true, but DeBERTaV2 and V3 see absolute positions in the mask decoder "
+                "only: set it false"
             )
         self.probability = config.hidden_dropout_prob
         if table == "own":
@@ -51,7 +52,7 @@ class Embeddings(nn.Module):
             return shared_rows
         own = self.word_embeddings_delta(input_ids)
         wide = torch.promote_types(own.dtype, torch.float32)
-        return shared_rows.to(wide) + own.to(wide)
+        return shared_rows.detach().to(wide) + own.to(wide)
 
     def forward(
         self, input_ids: Tensor, layout: TokenLayout, noise: Noise | None = None, shared_rows: Tensor | None = None
@@ -59,7 +60,7 @@ class Embeddings(nn.Module):
         """Embeddings [T, D] of input_ids [T].
 
         Args:
-            shared_rows: [T, D], the generator's rows for the same ids: detached for gdes, attached for es.
+            shared_rows: [T, D], the generator's rows for the same ids; gdes detaches them, es sends them a gradient.
         """
         rows = self.look_up(input_ids, shared_rows)
         norm = self.LayerNorm

@@ -74,8 +74,8 @@ class Generator(nn.Module):
         super().__init__()
         if config.num_hidden_layers == 1 and config.conv_kernel_size:
             raise ValueError(
-                "model.generator_num_hidden_layers is 1 with a convolution, which belongs to the first layer's ordinary pass "
-                "and would never be trained: give the generator at least 2 layers"
+                "model.generator_num_hidden_layers is 1 with a convolution, which follows the first layer's ordinary "
+                "pass and would never be trained: give the generator at least 2 layers"
             )
         self.config = config
         self.mask_id = mask_id

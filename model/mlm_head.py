@@ -61,7 +61,7 @@ def sample_replacements(
     uniforms = uniform(seed, stream, sample=sample, token=token, element=torch.zeros_like(token)).double()
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        # a diverged generator's logits must still give ids that exist: its own step is skipped, the discriminator's is not
+        # a diverged generator's step is skipped, the discriminator's is not: NaN must still give ids that exist
         finite = logits[rows].detach().nan_to_num()
         scores = (finite.double() / temperature).masked_fill(banned, -torch.inf)
         cumulative = scores.softmax(-1).cumsum(-1)

@@ -51,7 +51,8 @@ def save_checkpoint(run_dir: Path, engines: EnginePair, state: TrainerState, ran
     root = run_dir / "checkpoints"
     final, partial = root / step_name(state.step), root / f"{step_name(state.step)}.partial"
     if ranks.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for unfinished in root.glob("*.partial"):
+            shutil.rmtree(unfinished)
         partial.mkdir(parents=True)
     ranks.wait_for_all()
     for name in MODELS:
@@ -64,8 +65,8 @@ def save_checkpoint(run_dir: Path, engines: EnginePair, state: TrainerState, ran
         partial.rename(final)
         _sync_directory(root)
         _write_atomically(root / "latest", final.name)
-        for old in list_checkpoints(run_dir)[keep:]:
-            shutil.rmtree(old)
+        for other in outdated_checkpoints(run_dir, final, keep):
+            shutil.rmtree(other)
     ranks.wait_for_all()
     return final
 
@@ -77,13 +78,20 @@ def find_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
         fault = find_fault(path)
         if fault is None:
             return path, faults
-        faults.append(f"checkpoint {path} is damaged ({fault}): using the one before it")
+        faults.append(f"checkpoint {path} is damaged ({fault})")
     return None, faults
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """All finished checkpoints, newest first."""
     return sorted((path for path in (run_dir / "checkpoints").glob("step_*") if not path.suffix), reverse=True)
+
+
+def outdated_checkpoints(run_dir: Path, newest: Path, keep: int) -> list[Path]:
+    """What to remove once `newest` is written: all but `keep`, and those of later steps, which were damaged."""
+    checkpoints = list_checkpoints(run_dir)
+    place = checkpoints.index(newest)
+    return checkpoints[:place] + checkpoints[place + keep :]
 
 
 def find_fault(checkpoint: Path) -> str | None:

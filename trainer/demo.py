@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 
 from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.trainer.command_line import EXIT_USER_ERROR, print_error
+from disentangled.trainer.interrupt import EXIT_SAVED
 from disentangled.trainer.metrics import read_rows
 from disentangled.trainer.report import write_report
 from disentangled.trainer.samples import show_samples
@@ -51,14 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = write_report(folder / "run", load_manifest(folder / "shards").validation_unigram_cross_entropy_nats)
         print_ending(folder, report, time.perf_counter() - started)
     except subprocess.CalledProcessError as error:
-        print(f"error: this stage failed with exit code {error.returncode}: {shlex.join(error.cmd)}", file=sys.stderr)
+        ending = "was stopped, run it again to go on" if error.returncode == EXIT_SAVED else "failed"
+        print(f"this command {ending} (exit code {error.returncode}): {shlex.join(error.cmd)}", file=sys.stderr)
         return error.returncode if error.returncode > 0 else 1
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was finished stays in place", file=sys.stderr)
-        return 130
+        print_error(error)
+        return EXIT_USER_ERROR
     return 0
 
 
@@ -81,11 +81,18 @@ def run_stages(text: Path | None, folder: Path, overrides: Sequence[str]) -> Non
 
 
 def run_stage(title: str, module: str, *arguments: str) -> None:
-    """Run one of our commands as a user would, in a process of its own."""
+    """Run one of our commands as a user would, in a process of its own; a Ctrl-C is the command's to handle."""
     command = [sys.executable, "-m", f"disentangled.{module}", *arguments]
-    shown = shlex.join(["python", *command[1:]])
-    print(f"\n== {title}\n$ {shown}", flush=True)
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    print(f"\n== {title}\n$ {shlex.join(['.venv/bin/python', *command[1:]])}", flush=True)
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    while True:
+        try:
+            code = child.wait()
+            break
+        except KeyboardInterrupt:
+            continue
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def next_free_folder(parent: Path) -> Path:

@@ -10,41 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from disentangled.trainer.run_config import check_known
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from disentangled.trainer.key_owners import check_engine_key, check_known
+from disentangled.trainer.run_config import RunConfig, dotted_keys
 
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
-RECIPE_OWNED = {
-    "train_batch_size": "batch.global_sequences",
-    "train_micro_batch_size_per_gpu": "batch.micro_sequences",
-    "gradient_accumulation_steps": "batch.global_sequences and batch.micro_sequences",
-    "gradient_clipping": "optimizer.gradient_clipping",
-    "optimizer": "optimizer.*",
-    "scheduler": "schedule.*",
-    "steps_per_print": "log.every_steps",
-    "tensorboard": "log.tensorboard",
-}
-ENGINE_OWNED = {
-    "zero_optimization",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "bf16",
-    "fp16",
-    "torch_autocast",
-    "data_types",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "comms_logger",
-    "flops_profiler",
-    "activation_checkpointing",
-    "aio",
-    "checkpoint",
-    "compile",
-    "seq_parallel_communication_data_type",
-}
+SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
 
 
 def load_ds_config(path: str | Path) -> dict[str, Any]:
@@ -56,13 +29,32 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
     found = _find(path)
     try:
         config = json.loads(found.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also what is not UTF-8
         raise ValueError(f"ds_config {found} is not valid JSON: {error}") from error
-    for key in config:
-        if key in RECIPE_OWNED:
-            raise ValueError(f"ds_config {found} holds {key!r}, which the recipe owns: set {RECIPE_OWNED[key]} there")
-        check_known(key, ENGINE_OWNED, f"ds_config {found}")
+    if not isinstance(config, dict):
+        raise ValueError(f"ds_config {found} holds no JSON object: write {{...}} around its keys")
+    recipe_keys = list(dotted_keys(RunConfig()))
+    for key, value in config.items():
+        for name in [key, *(f"{key}.{inner}" for inner in (value if isinstance(value, dict) else ()))]:
+            check_engine_key(name, recipe_keys, f"ds_config {found}")
+        if key in SECTIONS:
+            check_section(key, value, f"ds_config {found}")
     return config
+
+
+def check_section(name: str, content: Any, place: str) -> None:
+    """Raise ValueError for a section that DeepSpeed would refuse, before anything is written."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{place}: {name} is {content!r}: it must be an object of keys")
+    kind = SECTIONS[name]
+    fields = kind.model_fields
+    names = [alias for field, entry in fields.items() for alias in (field, entry.alias) if alias]
+    for key in content:
+        check_known(key, names, f"{place}: {name}")
+    try:
+        kind(**content)
+    except ValueError as error:
+        raise ValueError(f"{place}: {name} does not suit DeepSpeed: {error}") from error
 
 
 def merge_ds_config(
@@ -86,6 +78,17 @@ def precision_of(ds_config: dict[str, Any]) -> str:
         if ds_config.get(name, {}).get("enabled"):
             return name
     return "autocast" if ds_config.get("torch_autocast", {}).get("enabled") else "fp32"
+
+
+def describe_engine(ds_config: dict[str, Any]) -> str:
+    """What decides the format of the engine's checkpoints, in words."""
+    return f"ZeRO stage {zero_stage_of(ds_config)} in {precision_of(ds_config)}"
+
+
+def zero_stage_of(ds_config: dict[str, Any]) -> int:
+    """ZeRO's stage, 0 where it is not named."""
+    stage: int = ds_config.get("zero_optimization", {}).get("stage", 0)
+    return stage
 
 
 def _find(path: str | Path) -> Path:

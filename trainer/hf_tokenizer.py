@@ -1,16 +1,16 @@
 """Hugging Face's tokenizer files, built from an spm.model: SentencePiece is the truth, tokenizer.json repeats it.
 
-What: a Unigram model with the pieces and scores of spm.model, its byte fallback, its normalizer's own table (charsmap) and
-white-space rules, DeBERTa's special tokens and [CLS] A [SEP] B [SEP]. Given spm.model alone, transformers 5's
+What: a Unigram model with the pieces and scores of spm.model, its byte fallback, its normalizer's own table (charsmap)
+and white-space rules, DeBERTa's special tokens and [CLS] A [SEP] B [SEP]. Given spm.model alone, transformers 5's
 `DebertaV2Tokenizer` replaces the normalizer by NFC and drops byte fallback; hence tokenizer.json, under
 `PreTrainedTokenizerFast`. Rows of the embedding table past [MASK] are padding, not tokens.
 
 The ids are data_prep's except where
-- the text spells a special token: "[MASK]" gives its id (with `split_special_tokens=True` ordinary pieces, as in data_prep);
+- the text spells a special token: "[MASK]" gives its id (with `split_special_tokens=True` ordinary pieces, as there);
 - two segmentations have equal scores: SentencePiece adds float32 along a whole string, Unigram float64 along a word;
-- the text spells a byte piece ("<0x41>") and "<" is no piece of the model;
-- a compatibility character stands before a combining mark that it does not compose with: the tokenizers library drops the
-  mark; or combining marks stand in another than Unicode's canonical order.
+- the text spells a byte piece ("<0x41>") with a character that is no piece of the model;
+- a compatibility character stands before a combining mark that it does not compose with: the tokenizers library drops
+  the mark; or combining marks stand in another than Unicode's canonical order.
 
 spm.model is read by hand: the message classes that sentencepiece ships refuse every protobuf older than their own.
 Used by: trainer/export.py. Tested by tests/trainer/test_hf_tokenizer.py.
@@ -33,9 +33,10 @@ from disentangled.data_prep.shard_schema import SpecialIds
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")  # in the order of SpecialIds
 SPACE_SYMBOL = "\u2581"  # SentencePiece's visible space
 UNIGRAM = 1  # TrainerSpec.ModelType
-# Unigram would find "<0x41>" or "[CLS]" in text, at their stored score of 0 always: no other path may cost this much.
-# Unknown characters are scored 10 below the worst piece; their number is the same on all paths, so that changes nothing.
+# Unigram would find "<0x41>" or "[CLS]" in text, at their stored score of 0 always; no path of real pieces costs as
+# much as this. An unknown character scores 10 below the worst piece: all paths hold the same number, nothing changes.
 UNREACHABLE_SCORE = -1e6
+USER_DEFINED_SCORE = -0.1  # SentencePiece's own, whatever the file says
 
 
 class PieceKind(IntEnum):
@@ -117,8 +118,6 @@ def build_tokenizer(model: SentencePieceModel, special_ids: SpecialIds) -> Token
     scheme = "first" if model.add_dummy_prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_SYMBOL, scheme, split=by_word)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(SPACE_SYMBOL, scheme)])
-    user_defined = [p for p, kind in zip(model.pieces, model.kinds, strict=True) if kind == PieceKind.USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user_defined])
     # a space before [MASK] is part of it: in training the masked piece held that space
     tokenizer.add_special_tokens([AddedToken(token, lstrip=token == "[MASK]") for token in SPECIAL_TOKENS])
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == list(astuple(special_ids))
@@ -171,9 +170,10 @@ def _check_repeatable(model: SentencePieceModel) -> None:
 
 
 def _score_of(score: float, kind: PieceKind) -> float:
-    """A piece's score in tokenizer.json; SentencePiece looks for some kinds of pieces in text never."""
-    reachable = kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED, PieceKind.UNKNOWN)
-    return score if reachable else UNREACHABLE_SCORE
+    """A piece's score in tokenizer.json; some kinds of pieces SentencePiece never looks for in text."""
+    if kind == PieceKind.USER_DEFINED:
+        return USER_DEFINED_SCORE
+    return score if kind == PieceKind.NORMAL else UNREACHABLE_SCORE
 
 
 def _build_normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
@@ -187,11 +187,13 @@ def _build_normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
             steps = [normalizers.NFC(), *steps, normalizers.NFC()]
     if model.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-        steps.append(normalizers.Replace(Regex(f"[ {SPACE_SYMBOL}]+$"), ""))
+        steps.append(normalizers.Replace(Regex(rf"[ {SPACE_SYMBOL}]+\z"), ""))
     if model.add_dummy_prefix:
         # the pre-tokenizer adds its space only where none is; extra spaces, where kept, come after it
         own_space = SPACE_SYMBOL if model.remove_extra_whitespaces else f"[ {SPACE_SYMBOL}]"
-        steps.append(normalizers.Replace(Regex(f"^{own_space}"), SPACE_SYMBOL * 2))
+        steps.append(normalizers.Replace(Regex(rf"\A{own_space}"), SPACE_SYMBOL * 2))
+    elif model.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(r"\A "), ""))
     return normalizers.Sequence(steps)
 
 

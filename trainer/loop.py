@@ -30,6 +30,7 @@ class Training:
     Attributes:
         step: updates done so far.
         log: None on all ranks but the first.
+        saved_step: the step of the newest checkpoint that this process wrote or read.
     """
 
     config: RunConfig
@@ -44,6 +45,7 @@ class Training:
     sums: MetricSums
     log: MetricLog | None
     step: int = 0
+    saved_step: int | None = None
 
     @property
     def consumed_samples(self) -> int:
@@ -160,16 +162,19 @@ def log_evaluation(training: Training) -> None:
         training.log.write({"step": training.step, **metrics})
 
 
-def save(training: Training) -> Path:
-    """Write a checkpoint of this moment."""
+def save(training: Training) -> None:
+    """Write a checkpoint of this moment, unless it is there already."""
+    if training.saved_step == training.step:
+        return
     state = TrainerState(
         step=training.step,
         consumed_samples=training.consumed_samples,
         dataset_id=training.dataset_id,
         world_size=training.ranks.world_size,
-        sums=training.sums.to_list() if training.ranks.is_first else [],
+        sums=training.sums.total().tolist(),
         config=to_dict(training.config),
     )
-    return save_checkpoint(
+    save_checkpoint(
         Path(training.config.run.dir), training.engines, state, training.ranks, training.config.checkpoint.keep
     )
+    training.saved_step = training.step

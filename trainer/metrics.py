@@ -16,6 +16,7 @@ from torch import Tensor
 
 from disentangled.model.discriminator import DiscriminatorOutput
 from disentangled.model.generator import GeneratorOutput
+from disentangled.trainer.command_line import say
 
 NUM_BINS = 2048  # of the discriminator's probability: an AUC to within 1e-3 of the exact one (test_metrics)
 SCALARS = (
@@ -26,6 +27,9 @@ SCALARS = (
     "rtd_loss_sum",
     "num_live",
 )
+# Losses are summed in steps of 2^-20 nats: such sums are exact in fp64 up to 2^33, so neither the number of ranks nor a
+# resume between two log lines, which adds in another order, changes them.
+LOSS_STEPS_PER_NAT = 1 << 20
 
 
 class MetricSums:
@@ -39,7 +43,7 @@ class MetricSums:
         zero = torch.zeros((), dtype=torch.float64, device=self._sums.device)
         self._sums[:4] += torch.stack(
             [
-                output.mlm_loss_sum.detach().double(),
+                _round_loss(output.mlm_loss_sum),
                 zero + num_masked,
                 output.num_correct.double(),
                 output.num_sampled_correct.double(),
@@ -48,29 +52,33 @@ class MetricSums:
 
     def add_discriminator(self, output: DiscriminatorOutput, live: Tensor) -> None:
         """Add one discriminator pass; live [T] bool."""
-        self._sums[4:6] += torch.stack([output.rtd_loss_sum.detach().double(), live.sum().double()])
+        self._sums[4:6] += torch.stack([_round_loss(output.rtd_loss_sum), live.sum().double()])
         bins = (output.logits.detach().sigmoid() * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         place = len(SCALARS) + bins + NUM_BINS * output.is_replaced.long()
         self._sums.index_add_(0, place, live.double())
 
-    def to_list(self) -> list[float]:
-        """The sums as plain numbers, for a checkpoint."""
-        return self._sums.tolist()
+    def total(self) -> Tensor:
+        """The sums over all ranks, for a checkpoint; called by every rank."""
+        total = self._sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return total
 
     def restore(self, values: list[float]) -> None:
-        """Take sums back from a checkpoint."""
+        """Take a checkpoint's sums back; called by one rank, for all."""
         self._sums.copy_(torch.tensor(values, dtype=torch.float64))
 
     def take(self) -> dict[str, float]:
         """Means over everything added on all ranks since the last call; sets the sums to zero."""
-        total = self._sums.clone()
-        if dist.is_initialized():
-            dist.all_reduce(total)
+        values = self.total().cpu()
         self._sums.zero_()
-        values = total.cpu()
         sums = dict(zip(SCALARS, values.tolist(), strict=False))
         original, replaced = values[len(SCALARS) :].view(2, NUM_BINS)
         return summarize(sums, original, replaced)
+
+
+def _round_loss(loss_sum: Tensor) -> Tensor:
+    return (loss_sum.detach().double() * LOSS_STEPS_PER_NAT).round() / LOSS_STEPS_PER_NAT
 
 
 def summarize(sums: dict[str, float], original: Tensor, replaced: Tensor) -> dict[str, float]:
@@ -111,9 +119,10 @@ class MetricLog:
         self._total_steps = total_steps
         path = directory / "metrics.jsonl"
         kept = [row for row in read_rows(path) if row["step"] <= first_step]
-        self._file = path.open("w", encoding="utf-8", buffering=1)
-        for row in kept:  # a resumed run repeats the steps after its checkpoint: their old rows go
-            self._file.write(json.dumps(row) + "\n")
+        temporary = path.with_name(path.name + ".tmp")  # a resumed run repeats the steps after its checkpoint
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.rename(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # importing it takes seconds: only where it is wanted
@@ -127,7 +136,7 @@ class MetricLog:
             for name, value in row.items():
                 if name != "step":
                     self._tensorboard.add_scalar(name, value, int(row["step"]))
-        print(console_line(row, self._total_steps), flush=True)
+        say(console_line(row, self._total_steps))
 
     def close(self) -> None:
         """Flush and close."""
@@ -158,15 +167,28 @@ def console_line(row: dict[str, float], total_steps: int) -> str:
             f"{row['validation_mlm_accuracy']:.3f}  rtd {row['validation_rtd_loss']:.3f}, auc "
             f"{row['validation_rtd_auc']:.3f}"
         )
+    rate = f"{row['generator_learning_rate']:.1e}".replace("e-0", "e-")
     remaining = row["seconds_per_step"] * (total_steps - row["step"])
     return (
         f"{step}  mlm {row['mlm_loss']:.3f}  rtd {row['rtd_loss']:.3f} auc {row['rtd_auc']:.3f}  "
-        f"lr {row['generator_learning_rate']:.1e}  {row['tokens_per_second'] / 1e3:.1f}k tok/s  "
-        f"{row['achieved_tflops']:.3f} TFLOP/s  {_clock(remaining)} left"
+        f"lr {rate}  {_scale(row['tokens_per_second'])} tok/s {_scale(row['achieved_tflops'] * 1e12)} FLOP/s  "
+        f"{_clock(remaining)} left"
     )
+
+
+def _scale(value: float) -> str:
+    """Three digits and a prefix: 12300 gives 12.3k."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    while value >= 999.5 and len(prefixes) > 1:
+        value /= 1000
+        prefixes.pop(0)
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}{prefixes[0]}"
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if hours >= 100:
+        return f"{round(hours / 24)}d"
+    return f"{hours}h{minutes:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,15 +6,14 @@ evaluation and checkpoints. How the engine runs (ZeRO stage, precision, buckets)
 Used by: trainer/train.py and everything it builds. Tested by tests/trainer/test_run_config.py.
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from disentangled.model.config import DebertaConfig, generator_config
+from disentangled.trainer.key_owners import check_recipe_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # what a later launch of the same run may change: where it runs and what it reports, never what it computes
@@ -201,25 +200,24 @@ def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunCon
     path = find_recipe(recipe)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
-    known = set(dotted_keys(RunConfig()))
-    flat = dict(_flatten(values))
-    for key in flat:
-        check_known(key, known, f"recipe {path}")
+    config = RunConfig()
+    known = list(dotted_keys(config))
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in _flatten(values):
+        check_recipe_key(key, known, f"recipe {path}")
+        section, name = key.split(".")
+        given.setdefault(section, {})[name] = _convert(key, value, _type_of(config, key))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"override {override!r} has no '=': write section.key=value")
-        check_known(key, known, "the command line")
-        flat[key] = _parse_value(text)
-    config = RunConfig()
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in flat.items():
-        section, name = key.split(".", 1)
-        kind = get_type_hints(type(getattr(config, section)))[name]
-        sections.setdefault(section, {})[name] = _convert(key, value, kind)
-    return replace(config, **{name: replace(getattr(config, name), **given) for name, given in sections.items()})
+        check_recipe_key(key, known, "the command line")
+        section, name = key.split(".")
+        kind = _type_of(config, key)
+        given.setdefault(section, {})[name] = _convert(key, _parse_value(text, kind), kind)
+    return replace(config, **{section: replace(getattr(config, section), **keys) for section, keys in given.items()})
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -229,15 +227,6 @@ def find_recipe(recipe: str | Path) -> Path:
             return path
     shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
     raise ValueError(f"recipe {recipe} does not exist: give a file, or one of {shipped}")
-
-
-def check_known(key: str, known: set[str], place: str) -> None:
-    """Raise ValueError naming the nearest key where `key` is not known."""
-    if key in known:
-        return
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
-    raise ValueError(f"{place} has an unknown key {key!r}: did you mean {(same_name or near)[0]!r}?")
 
 
 def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -282,7 +271,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def _parse_value(text: str) -> Any:
+def _type_of(config: RunConfig, key: str) -> Any:
+    section, name = key.split(".")
+    return get_type_hints(type(getattr(config, section)))[name]
+
+
+def _parse_value(text: str, kind: Any) -> Any:
+    if kind is str and text[:1] not in ("'", '"'):
+        return text  # a folder may be called 2024 or 1e3
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -290,16 +286,11 @@ def _parse_value(text: str) -> Any:
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
-    if isinstance(kind, UnionType):
-        kind = get_args(kind)[0]
     if get_origin(kind) is tuple:
         if isinstance(value, list) and all(isinstance(item, get_args(kind)[0]) for item in value):
             return tuple(value)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif kind is str:
-        return str(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    name = getattr(kind, "__name__", str(kind))
-    raise ValueError(f"{key} is {value!r}: it must be of type {name}")
+    raise ValueError(f"{key} is {value!r}: it must be of type {getattr(kind, '__name__', kind)}")

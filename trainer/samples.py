@@ -1,6 +1,6 @@
 """What a trained pair does to a few sentences, as lines of text.
 
-What: for held-out sentences, the generator's likeliest pieces at a masked word; for one sentence that the generator
+What: for held-out sentences, the generator's likeliest pieces at a masked word; for a longer one that the generator
 corrupted, the tokens that the discriminator suspects most. Fixed seed, so the same run shows the same lines.
 Used by: trainer/demo.py. Tested by tests/trainer/test_samples.py.
 """
@@ -20,8 +20,11 @@ from disentangled.trainer.export import load_trained_pair
 
 NUM_SENTENCES = 5
 NUM_GUESSES = 3
-SENTENCE_TOKENS = range(10, 24)  # short enough for a narrow terminal, long enough to give context
-CORRUPTED_SHARE = 0.2
+NUM_DOCUMENTS, NUM_DOCUMENT_TOKENS = 1000, 10_000  # as far as one looks for them
+SHORT_TOKENS = range(10, 24)  # short enough for a narrow terminal, long enough to give context
+LONG_TOKENS = range(30, 61)
+MASK_EVERY_TOKENS = 5
+NOTHING_FITS = "(the held-out text has no sentence of a fitting length to show)"
 WORD_START = "\u2581"
 
 
@@ -30,35 +33,38 @@ def show_samples(run_dir: Path, shards: Path) -> None:
     manifest = load_manifest(shards)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(shards / TOKENIZER_NAME))
     generator, discriminator = load_trained_pair(run_dir)
-    sentences = find_sentences(shards, manifest, pieces)
-    if not sentences:
-        print("(no held-out sentence of a fitting length to show)")
-        return
-    print("Held-out sentences, one word masked, and the generator's guesses:")
-    for sentence in sentences:
+    short = find_sentences(shards, manifest, pieces, SHORT_TOKENS)
+    print("Held-out sentences, one word masked, and the generator's guesses:" if short else NOTHING_FITS)
+    for sentence in short:
         place = word_to_mask(sentence, pieces)
         guesses = guess_pieces(generator, manifest, sentence, place)
         shown = pieces.decode(sentence[:place]) + " [MASK]" + _text_after(pieces, sentence[place + 1 :])
         guessed = ", ".join(_piece_text(pieces, guess) for guess in guesses)
         print(f"  {shown.strip()}\n    was {_piece_text(pieces, sentence[place])}; guessed {guessed}")
-    print(
-        "\nA sentence that the generator corrupted, [original>replacement], and the tokens the discriminator suspects:"
-    )
-    print("\n".join(f"  {line}" for line in corrupt_and_judge(generator, discriminator, manifest, pieces, sentences)))
+    for sentence in find_sentences(shards, manifest, pieces, LONG_TOKENS)[:1]:
+        print("\nA sentence that the generator corrupted, [original>replacement], and the discriminator's marks (*):")
+        print("\n".join(corrupt_and_judge(generator, discriminator, manifest, pieces, sentence)))
 
 
-def find_sentences(shards: Path, manifest: Manifest, pieces: sentencepiece.SentencePieceProcessor) -> list[list[int]]:
-    """The ids of NUM_SENTENCES held-out sentences, taken at even distances."""
+def find_sentences(
+    shards: Path, manifest: Manifest, pieces: sentencepiece.SentencePieceProcessor, num_tokens: range
+) -> list[list[int]]:
+    """The ids of up to NUM_SENTENCES held-out sentences of so many tokens, taken at even distances."""
     found = []
     for record in manifest.splits["validation"]:
         shard = open_shard(shards, record)
-        for document in range(record.num_documents):
-            ids = shard.tokens[shard.offsets[document] : shard.offsets[document + 1]].tolist()
+        for document in range(min(record.num_documents, NUM_DOCUMENTS)):
+            ids = shard.tokens[shard.offsets[document] : shard.offsets[document + 1]][:NUM_DOCUMENT_TOKENS].tolist()
             for sentence in pieces.decode(ids).replace("\n", " ").split(". "):
                 encoded = pieces.encode(sentence.strip() + ".")
-                if len(encoded) in SENTENCE_TOKENS and sentence.strip()[:1].isupper():
+                if len(encoded) in num_tokens and is_prose(sentence.strip()):
                     found.append(encoded)
     return found[:: max(1, len(found) // NUM_SENTENCES)][:NUM_SENTENCES]
+
+
+def is_prose(sentence: str) -> bool:
+    """Whether a sentence is made of words: no code, no tables."""
+    return not sentence[:1].islower() and all(c.isalpha() or c in " ,'-\u2019" for c in sentence)
 
 
 def word_to_mask(sentence: list[int], pieces: sentencepiece.SentencePieceProcessor) -> int:
@@ -92,36 +98,32 @@ def corrupt_and_judge(
     discriminator: Discriminator,
     manifest: Manifest,
     pieces: sentencepiece.SentencePieceProcessor,
-    sentences: list[list[int]],
+    sentence: list[int],
 ) -> list[str]:
-    """Two lines: the first sentence in which a token was replaced, with its replacements and with the marks."""
+    """The sentence with replacements and marks, and how many of the marks are right."""
     special = manifest.special_ids
-    for number, sentence in enumerate(sentences):
-        ids = torch.tensor([special.cls, *sentence, special.sep])
-        layout = padded_layout(torch.ones(1, len(ids)), sample=torch.tensor([number]))
-        masked = torch.arange(2, len(sentence), round(1 / CORRUPTED_SHARE))
-        sampling = Sampling(1, Stream.EVALUATION_REPLACEMENT, _banned(generator, manifest))
-        corrupted = generator(ids, layout, masked, None, sampling).corrupted_ids
-        rows = None if discriminator.embedding_sharing == "nes" else generator.word_embeddings[corrupted]
-        judged = discriminator(corrupted, ids, layout, None, rows)
-        num_replaced = int(judged.is_replaced.sum())
-        if num_replaced:
-            suspected = judged.logits.masked_fill(ids == special.cls, -torch.inf).topk(num_replaced).indices
-            return _marked_lines(ids, corrupted, suspected, pieces)
-    return ["(the generator guessed every masked token right: nothing was replaced)"]
-
-
-def _marked_lines(
-    ids: Tensor, corrupted: Tensor, suspected: Tensor, pieces: sentencepiece.SentencePieceProcessor
-) -> list[str]:
-    shown = []
-    for original, given in zip(ids.tolist()[1:-1], corrupted.tolist()[1:-1], strict=True):
-        text = _piece_text(pieces, given)
+    ids = torch.tensor([special.cls, *sentence, special.sep])
+    layout = padded_layout(torch.ones(1, len(ids)))
+    masked = torch.arange(2, len(sentence), MASK_EVERY_TOKENS)
+    sampling = Sampling(1, Stream.EVALUATION_REPLACEMENT, _banned(generator, manifest))
+    corrupted = generator(ids, layout, masked, None, sampling).corrupted_ids
+    rows = None if discriminator.embedding_sharing == "nes" else generator.word_embeddings[corrupted]
+    logits = discriminator(corrupted, ids, layout, None, rows).logits[1:-1]
+    is_replaced = (corrupted != ids)[1:-1]
+    num_replaced = int(is_replaced.sum())
+    suspected = torch.zeros_like(is_replaced).index_fill(0, logits.topk(num_replaced).indices, True)
+    text = ""
+    for original, given, is_suspected in zip(sentence, corrupted.tolist()[1:-1], suspected.tolist(), strict=True):
+        shown = _piece_text(pieces, given)
+        if original != given:
+            shown = f"[{_piece_text(pieces, original)}>{shown}]"
         space = " " if pieces.id_to_piece(original).startswith(WORD_START) else ""
-        shown.append(space + (text if original == given else f"[{_piece_text(pieces, original)}>{text}]"))
-    hits = int((ids != corrupted)[suspected].sum())
-    names = ", ".join(_piece_text(pieces, int(corrupted[place])) for place in sorted(suspected.tolist()))
-    return ["".join(shown).strip(), f"  suspected: {names} ({hits} of {len(suspected)} right)"]
+        text += space + shown + ("*" if is_suspected else "")
+    hits, by_chance = int((suspected & is_replaced).sum()), num_replaced**2 / len(sentence)
+    return [
+        f"  {text.strip()}",
+        f"    {hits} of the {num_replaced} most suspected tokens were replaced; by chance {by_chance:.1f} would be",
+    ]
 
 
 def _banned(generator: Generator, manifest: Manifest) -> Tensor:

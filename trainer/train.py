@@ -10,7 +10,9 @@ Used by: users, trainer/launch.py, trainer/demo.py. Tested by tests/integration/
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -19,6 +21,7 @@ from disentangled.kernels.counter_rng import Stream
 from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
+from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
 from disentangled.trainer.distributed import Ranks, join_ranks
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import build_engines, build_models
@@ -29,37 +32,39 @@ from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_
 from disentangled.trainer.run_folder import claim_run_folder, write_run_file
 from disentangled.trainer.shards import WindowStore
 
-EXIT_USER_ERROR = 2
+# how long a rank with bad news waits for the first rank of its host to tell it, before it does so itself
+SPEAK_UP_SECONDS = 30
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; everything but the two files is an override of a recipe key."""
-    parser = argparse.ArgumentParser(prog="disentangled.trainer.train", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="disentangled.trainer.train", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--recipe", required=True, help="TOML file of the experiment, or the name of a shipped one")
     parser.add_argument("--engine", required=True, help="DeepSpeed JSON, or the name of a shipped one")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher adds it
     parser.add_argument("--launch-id", default="", help=argparse.SUPPRESS)  # by which the launcher finds its ranks
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; returns its exit code."""
-    options = parse_arguments(arguments)
-    is_first = os.environ.get("RANK", "0") == "0"
     try:
+        options = parse_arguments(arguments)
+        interrupt = Interrupt(options.launch_id)
         config = load_run_config(options.recipe, options.overrides)
         training = build_training(config, load_ds_config(options.engine))
     except (ValueError, OSError) as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(SPEAK_UP_SECONDS)  # the launcher ends this rank as soon as the first one has spoken and left
+        print_error(error)
         return EXIT_USER_ERROR
-    interrupt = Interrupt()
+    interrupt.catch_signals()
     finished = train(training, interrupt)
     if training.log is not None:
         training.log.close()
         ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
-        print(f"{ending} at step {training.step}: {config.run.dir}", flush=True)
+        say(f"{ending} at step {training.step}: {config.run.dir}")
     return 0 if finished else EXIT_SAVED
 
 
@@ -74,25 +79,23 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
     manifest = load_manifest(config.data.shards)
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
-    run_dir = claim_run_folder(config, manifest)
+    run_dir = claim_run_folder(config, ds_config, manifest)
     stores = {split: open_windows(config, manifest, split) for split in ("train", "validation")}
     generator, discriminator = build_models(config, manifest)
 
     ranks = join_ranks()
-    checkpoint, faults = find_checkpoint(run_dir)
-    if ranks.is_first:
-        write_run_file(run_dir, config, manifest, ds_config)
-        for fault in faults:
-            print(f"warning: {fault}", file=sys.stderr, flush=True)
+    checkpoint = choose_checkpoint(run_dir, ranks)
     state = load_state(checkpoint) if checkpoint else None
     check_resumable(state, ranks)
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
+    if ranks.is_first:
+        write_run_file(run_dir, config, manifest, ds_config)
     sums = MetricSums(ranks.device)
     if checkpoint and state:
         load_engines(checkpoint, engines)
         if ranks.is_first:
             sums.restore(state.sums)
-            print(f"resuming at step {state.step} from {checkpoint}", flush=True)
+            say(f"resuming at step {state.step} from {checkpoint}")
     step = state.step if state else 0
     special = manifest.special_ids
     banned = banned_ids(
@@ -114,6 +117,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         sums=sums,
         log=MetricLog(run_dir, step, config.schedule.total_steps, config.log.tensorboard) if ranks.is_first else None,
         step=step,
+        saved_step=step if checkpoint else None,
     )
 
 
@@ -136,6 +140,24 @@ def make_builder(config: RunConfig, manifest: Manifest, store: WindowStore, stre
         masking_stream=stream,
         shuffle=stream == Stream.MASKING,
     )
+
+
+def choose_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
+    """The newest whole checkpoint, chosen by the first rank for all; None for a new run.
+
+    Raises:
+        ValueError: there are checkpoints, but every one is damaged.
+    """
+    checkpoint, faults = ranks.copy_from_first(find_checkpoint(run_dir) if ranks.is_first else None)
+    if faults and checkpoint is None:
+        raise ValueError(
+            f"no checkpoint of {run_dir} is whole: {'; '.join(faults)}: restore one, or remove "
+            f"{run_dir / 'checkpoints'} to begin at step 0 again"
+        )
+    if ranks.is_first:
+        for fault in faults:
+            print(f"warning: {fault}: using {checkpoint}", file=sys.stderr, flush=True)
+    return checkpoint
 
 
 def check_resumable(state: TrainerState | None, ranks: Ranks) -> None:

@@ -42,7 +42,9 @@ def attend(
     dropout: AttentionDropout | None,
 ) -> Tensor:
     """Every document's queries attend to its keys; query [tokens, N, H]; tokens of no document get zeros."""
-    output = torch.zeros_like(query)
+    # The empty sum is zero, and gives a gradient (of zero) to an input that no document uses.
+    nothing = sum(x[:0].sum() for x in (query, key, value, rel_key, rel_query) if x is not None)
+    output = torch.zeros_like(query) + nothing
     for document in documents:
         q, k, v = query[document.query_tokens], key[document.key_tokens], value[document.key_tokens]
         keep = None if dropout is None else keep_decisions(dropout, document.index, q.shape[1], q.shape[0], k.shape[0])

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from disentangled.data_prep.shard_schema import load_manifest
 from tests.data_prep.tiny_corpus import NUM_PIECES, make_documents, read_tree, write_bytes, write_txt
 
 ROOT = Path(__file__).parents[2]
+Build = subprocess.Popen[str]
+StartBuild = Callable[[Path, Path, list[str]], Build]
 COMMAND = [sys.executable, "-m", "disentangled.data_prep.build_corpus"]
 
 
@@ -34,6 +36,29 @@ def folder(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "spm.model").write_bytes(model_path.read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def start_build() -> Iterator[StartBuild]:
+    """Gives a function that starts a build in a process, which does not outlive the test."""
+    processes: list[Build] = []
+
+    def listen_to_interrupts() -> None:
+        # a shell that runs the tests in the background has its children ignore SIGINT
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def start(text: Path, output: Path, options: list[str]) -> Build:
+        command = [*COMMAND, "--input", str(text), "--output", str(output), *options]
+        pipe = subprocess.PIPE
+        processes.append(
+            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, preexec_fn=listen_to_interrupts)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def run(line: str) -> int:
@@ -60,7 +85,7 @@ def test_command_builds_a_dataset_and_says_what_it_holds(folder: Path, capsys: p
 def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: pytest.CaptureFixture[str]):
     line = "--input latin1.txt --output out --tokenizer spm.model --validation-fraction 0.2 --on-bad-text skip"
     assert run(line) == 0
-    assert "skipped    1 bad documents, first: " in capsys.readouterr().out
+    assert "skipped    bad documents: 1, first: " in capsys.readouterr().out
     assert load_manifest(folder / "out").num_bad_documents == 1
 
 
@@ -151,7 +176,9 @@ def test_disk_that_refuses_gives_one_line_and_leaves_nothing(folder: Path):
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_build_stopped_while_it_encodes_leaves_nothing(folder: Path, number: signal.Signals, code: int, word: str):
+def test_build_stopped_while_it_encodes_leaves_nothing(
+    folder: Path, start_build: StartBuild, number: signal.Signals, code: int, word: str
+):
     text = write_txt(folder / "long.txt", make_documents(1000) * 200)
     options = ["--tokenizer", str(folder / "spm.model"), "--shard-tokens", "10000"]
     process = start_build(text, folder / "out", options)
@@ -163,36 +190,55 @@ def test_build_stopped_while_it_encodes_leaves_nothing(folder: Path, number: sig
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_build_stopped_while_the_tokenizer_trains_stops_at_once(folder: Path, number: signal.Signals):
-    # words without any repetition: SentencePiece, which sees no signal, would train on them for many seconds
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnop", k=12)) for _ in range(250_000)]
-    text = write_txt(folder / "long.txt", [" ".join(words[at : at + 100]) for at in range(0, len(words), 100)])
-    process = start_build(text, folder / "out", ["--train-tokenizer", "--vocab-size", "1000"])
-    wait_until(lambda: bool(find_trainers(process)), process)
-    [trainer] = find_trainers(process)
-    time.sleep(0.5)
+def test_build_stopped_while_the_tokenizer_trains_stops_at_once(
+    folder: Path, start_build: StartBuild, number: signal.Signals
+):
+    process, trainer = start_long_training(folder, start_build)
     sent = time.monotonic()
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert time.monotonic() - sent < 2
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.count("\n")) == (128 + number, "", 1)
+    assert time.monotonic() - sent < 5
     assert not (folder / "out").exists()
     assert not trainer.exists()
 
 
-def find_trainers(process: "subprocess.Popen[str]") -> list[Path]:
+def test_training_killed_for_its_memory_gives_one_line_and_leaves_nothing(folder: Path, start_build: StartBuild):
+    process, trainer = start_long_training(folder, start_build)
+    os.kill(int(trainer.name), signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.count("\n")) == (2, "", 1)
+    assert "ended with exit code -9" in errors
+    assert "lower --tokenizer-sample-bytes" in errors
+    assert not (folder / "out").exists()
+
+
+def start_long_training(folder: Path, start_build: StartBuild) -> tuple[Build, Path]:
+    """Start a build that trains for more than ten seconds; return it and the /proc entry of the child that trains."""
+    # words without any repetition, which take SentencePiece long
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=12)) for _ in range(100_000)]
+    text = write_txt(folder / "long.txt", [" ".join(words[at : at + 100]) for at in range(0, len(words), 100)])
+    process = start_build(text, folder / "out", ["--train-tokenizer", "--vocab-size", "1000"])
+    wait_until(lambda: bool(find_trainers(process)), process)
+    [trainer] = find_trainers(process)
+    # a second of computing is well past the imports: SentencePiece is at work
+    wait_until(lambda: read_cpu_seconds(trainer) > 1, process)
+    return process, trainer
+
+
+def find_trainers(process: Build) -> list[Path]:
     """Return the /proc entries of the processes that train for a build (and not of multiprocessing's tracker)."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [Path(f"/proc/{child}") for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
-def start_build(text: Path, output: Path, options: list[str]) -> "subprocess.Popen[str]":
-    command = [*COMMAND, "--input", str(text), "--output", str(output), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def read_cpu_seconds(entry: Path) -> float:
+    """Return the user time of a process: the twelfth field after its name."""
+    return int((entry / "stat").read_text().rpartition(")")[2].split()[11]) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_until(happened: Callable[[], bool], process: Build) -> None:
     deadline = time.monotonic() + 60
     while not happened():
         assert process.poll() is None, "the build ended before it could be stopped"

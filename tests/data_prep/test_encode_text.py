@@ -20,6 +20,7 @@ def test_chunks_of_short_text_are_the_text():
     [
         ("abc def", ["abc", "def"]),
         ("abcd efg", ["abcd", "efg"]),
+        ("abcd\nefg", ["abcd", "efg"]),
         ("abc\ndef", ["abc", "def"]),
         ("ab cd ef", ["ab", "cd", "ef"]),
         ("abcdefghij", ["abcd", "efgh", "ij"]),

@@ -1,6 +1,8 @@
 """sample_text.py: bounded, uniform, in order, and a function of the corpus and the seed alone."""
 
 import numpy as np
+import pytest
+import xxhash
 
 from disentangled.data_prep.sample_text import MAX_LINE_CHARACTERS, TextSample
 from tests.data_prep.tiny_corpus import make_documents
@@ -30,11 +32,14 @@ def test_sample_is_repeatable_and_changes_with_the_seed():
     assert draw_sample(documents, 5000) != draw_sample(documents, 5000, seed=2)
 
 
-def test_sample_keeps_the_smallest_hashes_whatever_the_lengths():
-    # of long and short lines alike, a larger sample contains every line of a smaller one
+@pytest.mark.parametrize("max_bytes", [100, 3_000, 20_000])
+def test_sample_is_the_smallest_hashes_that_fit_whatever_the_lengths(max_bytes: int):
+    # long and short lines alike: a short one must not slip in after a long one with a smaller hash was turned away
     documents = [f"{index} " + "x" * (index * 37 % 400) for index in range(2000)]
-    small, large = draw_sample(documents, 8_000), draw_sample(documents, 60_000)
-    assert set(small) < set(large)
+    hashes = [xxhash.xxh3_64_intdigest(place.to_bytes(8, "little"), seed=1) for place in range(len(documents))]
+    places = np.argsort(np.array(hashes, dtype=np.uint64))
+    num_kept = int(np.searchsorted(np.cumsum([len(documents[place]) for place in places]), max_bytes, side="right"))
+    assert draw_sample(documents, max_bytes) == [documents[place] for place in sorted(places[:num_kept])]
 
 
 def test_sample_comes_from_everywhere():

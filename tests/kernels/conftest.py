@@ -20,13 +20,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty and its kin return NaN (integers: a large number) where the caller is a module of ours."""
+    """torch.empty and its kin return NaN (integers: 7) where the caller is a module of ours."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def poisoned(*args: Any, **kwargs: Any) -> Tensor:
             tensor = make(*args, **kwargs)
             if sys._getframe(1).f_globals["__name__"].startswith("disentangled."):
-                tensor.fill_(torch.nan if tensor.is_floating_point() else tensor.element_size() * 8 - 1)
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 7)
             return tensor
 
         return poisoned

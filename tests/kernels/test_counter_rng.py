@@ -108,8 +108,8 @@ def test_keep_mask_takes_eight_decisions_from_one_call(probability: float, num_e
 
 def test_keep_mask_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     def masks() -> Tensor:
-        sample, token = torch.arange(7)[:, None], torch.arange(5)
-        return keep_mask(0.3, 21, seed=1, stream=2, layer=0, sample=sample, token=token, first_block=0)
+        sample, token, first_block = torch.arange(7)[:, None], torch.arange(5), (torch.arange(7) << 20)[:, None]
+        return keep_mask(0.3, 21, seed=1, stream=2, layer=0, sample=sample, token=token, first_block=first_block)
 
     whole = masks()
     monkeypatch.setattr(counter_rng, "CHUNK_COUNTERS_CPU", 10)

@@ -74,7 +74,10 @@ def padded_batch(lengths: Sequence[int], num_columns: int | None = None) -> tupl
 
 
 def packed_run(
-    lengths: Sequence[int], tail: int = 0, samples: Sequence[int] | None = None, first_tokens: Sequence[int] | None = None
+    lengths: Sequence[int],
+    tail: int = 0,
+    samples: Sequence[int] | None = None,
+    first_tokens: Sequence[int] | None = None,
 ) -> TokenLayout:
     """Documents of these lengths and `tail` padding tokens; each in a row of its own unless said otherwise."""
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -105,6 +108,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def largest_difference(first: Tensor, second: Tensor) -> float:
-    """max |first - second|, NaN if either holds one."""
-    return float((first.double() - second.double()).abs().max()) if first.numel() else 0.0
+def largest_error(got: Tensor, expected: Tensor) -> float:
+    """max |got - expected|; infinite where that is not finite."""
+    assert got.shape == expected.shape, f"shape {list(got.shape)} instead of {list(expected.shape)}"
+    return float((got.detach().double() - expected.detach().double()).abs().nan_to_num(nan=torch.inf).max())

@@ -1,0 +1,56 @@
+"""One model in plain torch behind the interface of trainer/engine.ModelEngine: what DeepSpeed must amount to."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disentangled.trainer.optim import build_optimizer
+from disentangled.trainer.run_config import OptimizerSection
+
+
+class PlainEngine:
+    """Adds gradients up over `accumulation` micro-batches, clips them and steps.
+
+    Attributes:
+        learning_rates: the rate of each update so far.
+    """
+
+    def __init__(self, model: nn.Module, section: OptimizerSection, accumulation: int = 1) -> None:
+        self.module = model
+        self.learning_rates: list[float] = []
+        self._optimizer = build_optimizer(model, section, section.learning_rate)
+        self._clipping = section.gradient_clipping
+        self._accumulation = accumulation
+        self._num_backwards = 0
+        self._norm = 0.0
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.module(*arguments, **keywords)
+
+    def update(self, loss: Tensor) -> None:
+        loss.backward()
+        self._num_backwards += 1
+        if self._num_backwards % self._accumulation == 0:
+            limit = self._clipping or float("inf")
+            self._norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            self.learning_rates.append(self._optimizer.param_groups[0]["lr"])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def gradient_norm(self) -> float:
+        return self._norm
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the model's weights."""
+        return {name: weight.detach().clone() for name, weight in self.module.named_parameters()}
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have equal weights, bit for bit."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
