@@ -98,10 +98,10 @@ def _train_for_parent(connection: Connection, num_pieces: int) -> None:
 def _explain_failure(reason: str, num_pieces: int) -> str:
     """Return one line for the trainer's error."""
     if match := re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", reason):
-        rule = f"is more than this text allows, the largest that works is {match[1]}"
-        return f"--vocab-size {num_pieces} {rule}: use --vocab-size {match[1]} or more text"
+        remedy = f"use --vocab-size {match[1]}, the largest that works, or more text"
+        return f"--vocab-size {num_pieces} is more than this text allows: {remedy}"
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
-        rule = f"is less than the characters of this text need, which is {match[1]}"
+        rule = "is less than the characters of this text need"
         return f"--vocab-size {num_pieces} {rule}: use --vocab-size {match[1]} or more"
     if "!sentences_.empty()" in reason:
         return "the inputs hold no text to train a tokenizer on: check --input and --text-field"

@@ -162,7 +162,6 @@ class ShardWriter:
         self._folder.write_file(str(Path(relative).with_suffix(".json")), encode_json(record))
         self.records.append(record)
         self.piece_counts += counts
-        self._tokens = self._tokens[: self._shard_tokens]
         self._num_tokens = self._text_bytes = 0
         self._lengths, self._start_bytes, self._ranges = array("q"), array("Q"), []
 

@@ -34,7 +34,7 @@ NUM_ROUNDS = 10
 
 DECISIONS_PER_CALL = 8
 DECISION_VALUES = 1 << 16
-MAX_SITES, MAX_FEATURES = 1 << 8, 8 << 24
+MAX_SITES = 1 << 8
 
 # Counters worked on at a time. CPU: six buffers of 1 MiB, allocated once a call and then reused from the cache (fresh
 # pages for a whole batch cost more than the ten rounds). GPU: enough to fill it, in 200 MiB of buffers.
@@ -173,8 +173,6 @@ def dropout(
         return x
     if not 0 <= site < MAX_SITES:
         raise ValueError(f"dropout site {site} is outside 0..{MAX_SITES - 1}: number the dropouts of one layer from 0")
-    if x.shape[-1] > MAX_FEATURES:
-        raise ValueError(f"dropout over {x.shape[-1]} features: the counter has room for {MAX_FEATURES}")
     rows_shape = x.shape[:-1]
     sample, token = (
         torch.as_tensor(place, dtype=torch.int64, device=x.device).expand(rows_shape) for place in (sample, token)

@@ -2,7 +2,7 @@
 
 What: multiply-adds count as two; backward as twice forward (arXiv 2001.08361 section 2.1). Attention counts content,
 c2p and p2c scores over distances that exist: 2 N distances for N queries, less where the table is shorter.
-Used by: trainer/metrics.py for achieved TFLOP/s. Tested by tests/model/test_flops.py.
+Used by: trainer/loop.py for achieved TFLOP/s. Tested by tests/model/test_flops.py.
 Not here: element-wise work, the optimizer.
 """
 
@@ -33,7 +33,7 @@ def encoder_flops(config: DebertaConfig, num_tokens: int, length: int, num_layer
 def step_flops(
     generator: DebertaConfig, discriminator: DebertaConfig, num_tokens: int, num_masked: int, length: int
 ) -> int:
-    """Operations of an update of both models over `num_tokens` tokens, `num_masked` of them masked."""
+    """Operations of one pass of both models, backward too, over `num_tokens` tokens, `num_masked` of them masked."""
     width = generator.hidden_size
     # both passes of the mask decoder share their keys and values
     decoder = layer_flops(generator, num_tokens, num_masked, length) + layer_flops(generator, 0, num_masked, length)

@@ -34,6 +34,7 @@ class MaskedBatch:
         document_sample, document_first_token: [documents] int64, see model/layout.py.
         masked_rows: [M] int64, flat indices of the tokens to mask.
         num_live: tokens that are not padding.
+        num_pairs: query-key pairs inside documents, the sum of their squared lengths.
         max_seqlen: no document is longer.
     """
 
@@ -43,6 +44,7 @@ class MaskedBatch:
     document_first_token: Tensor
     masked_rows: Tensor
     num_live: int
+    num_pairs: int
     max_seqlen: int
 
     @property
@@ -153,5 +155,6 @@ class BatchBuilder:
             document_first_token=torch.from_numpy(first_token),
             masked_rows=torch.from_numpy(masked),
             num_live=num_live,
+            num_pairs=int((lengths**2).sum()),
             max_seqlen=self._sequence_length,
         )

@@ -151,9 +151,7 @@ def print_ending(folder: Path, report: Path, seconds: float) -> None:
     print(f"""
 model    {folder / "huggingface"}
 curves   {report}
-Load it:
-  .venv/bin/python -c "from transformers import AutoModel; print(AutoModel.from_pretrained('{folder / "huggingface"}'))"
-Train on your own text ({steps} steps here; see recipes/ for real sizes):
+Next, your own text ({steps} steps here; see recipes/ for real sizes):
   make demo TEXT=path/to/text""")
 
 

@@ -39,12 +39,12 @@ from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
 from disentangled.model.hf_checkpoint import config_to_hf, discriminator_to_hf, generator_to_hf
 from disentangled.trainer.checkpoint import find_checkpoint, find_fault, list_checkpoints, step_name
+from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.hf_tokenizer import write_tokenizer_files
 from disentangled.trainer.run_config import ModelSection
-from disentangled.trainer.run_folder import RUN_FILE, TOKENIZER_FILE
+from disentangled.trainer.run_folder import RUN_FILE, TOKENIZER_FILE, read_run_file
 
 EXPORT_FILE = "export.json"
-EXIT_USER_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ExportRecord:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="disentangled.trainer.export", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="disentangled.trainer.export", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the run.dir of a training run")
     parser.add_argument("--output", required=True, type=Path, metavar="HF_DIR", help="the folder to make")
     parser.add_argument(
@@ -90,11 +90,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export and say what was written; returns the exit code."""
-    options = parse_arguments(arguments)
     try:
+        options = parse_arguments(arguments)
         record = export_run(options.run, options.output, options.checkpoint)
     except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print_error(error)
         return EXIT_USER_ERROR
     folder = str(options.output)
     print(f"wrote {folder} from {record.checkpoint} of {record.run}: {', '.join(record.files)}")
@@ -150,13 +150,9 @@ def read_run(directory: Path) -> TrainedRun:
     Raises:
         ValueError: the folder holds no run, or its tokenizer is not the one that it was trained with.
     """
-    try:
-        content = (directory / RUN_FILE).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"run {directory} holds no run ({RUN_FILE} is missing): give a training run's run.dir"
-        ) from None
-    saved = json.loads(content)
+    if not (directory / RUN_FILE).is_file():
+        raise ValueError(f"run {directory} holds no run ({RUN_FILE} is missing): give a training run's run.dir")
+    saved = read_run_file(directory / RUN_FILE)
     tokenizer = (directory / TOKENIZER_FILE).read_bytes()
     if hashlib.sha256(tokenizer).hexdigest() != saved["tokenizer_sha256"]:
         raise ValueError(
@@ -164,7 +160,7 @@ def read_run(directory: Path) -> TrainedRun:
         )
     model = ModelSection(**saved["config"]["model"])
     return TrainedRun(
-        run_id=hashlib.sha256(content).hexdigest(),
+        run_id=hashlib.sha256((directory / RUN_FILE).read_bytes()).hexdigest(),
         dataset_id=saved["dataset_id"],
         generator=model.generator(saved["vocab_size"]),
         discriminator=model.discriminator(saved["vocab_size"]),
@@ -183,10 +179,10 @@ def choose_checkpoint(run_dir: Path, name: str | None) -> Path:
     if name is None:
         newest, faults = find_checkpoint(run_dir)
         if newest is None:
-            state = "no whole checkpoint, only damaged ones" if faults else "no checkpoint"
-            raise ValueError(f"run {run_dir} holds {state}: train until it has saved one (checkpoint.every_steps)")
-        for warning in faults:
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
+            state = f"no whole checkpoint ({'; '.join(faults)})" if faults else "no checkpoint"
+            raise ValueError(f"run {run_dir} holds {state}: train until it has saved one")
+        for damage in faults:
+            print(f"warning: {damage}: using {newest}", file=sys.stderr, flush=True)
         return newest
     number = re.fullmatch(r"(?:step_)?(\d+)", name)
     known = {path.name: path for path in list_checkpoints(run_dir)}

@@ -62,8 +62,13 @@ def train(training: Training, interrupt: Interrupt) -> bool:
         batches = training.builder.step_batches(
             training.consumed_samples, training.accumulation, ranks.rank, ranks.world_size
         )
-        num_masked, num_live, num_stopping = ranks.sum_on_host(
-            [sum(b.num_masked for b in batches), sum(b.num_live for b in batches), int(bool(interrupt.reason()))]
+        num_masked, num_live, num_pairs, num_stopping = ranks.sum_on_host(
+            [
+                sum(batch.num_masked for batch in batches),
+                sum(batch.num_live for batch in batches),
+                sum(batch.num_pairs for batch in batches),
+                int(bool(interrupt.reason())),
+            ]
         )
         if num_stopping:
             save(training)
@@ -71,7 +76,7 @@ def train(training: Training, interrupt: Interrupt) -> bool:
         on_device = [batch.to(ranks.device) for batch in batches]
         rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
         training.step += 1
-        speed.add(num_live, num_masked)
+        speed.add(num_live, num_masked, num_pairs)
         if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
             log_step(training, speed)
         if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
@@ -92,30 +97,31 @@ class Speedometer:
     """Tokens and seconds since the last log line; time spent in evaluation and saving does not count."""
 
     def __init__(self) -> None:
-        self._steps = self._tokens = self._masked = 0
-        self._started = time.perf_counter()
-
-    def add(self, num_tokens: int, num_masked: int) -> None:
-        """Count one step's tokens over all ranks."""
-        self._steps += 1
-        self._tokens += num_tokens
-        self._masked += num_masked
+        self.restart()
 
     def restart(self) -> None:
         """Begin a new line here."""
-        self._steps = self._tokens = self._masked = 0
+        self._steps = self._tokens = self._masked = self._pairs = 0
         self._started = time.perf_counter()
 
-    def take(self, config: RunConfig, training: Training) -> dict[str, float]:
+    def add(self, num_tokens: int, num_masked: int, num_pairs: int) -> None:
+        """Count one step over all ranks: live and masked tokens, query-key pairs inside documents."""
+        self._steps += 1
+        self._tokens += num_tokens
+        self._masked += num_masked
+        self._pairs += num_pairs
+
+    def take(self, training: Training) -> dict[str, float]:
         """Rates since the last line, which begins anew. TFLOP/s are of all ranks together, padding not counted."""
         seconds = max(1e-9, time.perf_counter() - self._started)
         steps = max(1, self._steps)
-        flops = step_flops(
+        passes = steps * training.accumulation * training.ranks.world_size
+        flops = passes * step_flops(
             training.engines.generator.module.config,
             training.engines.discriminator.module.config,
-            self._tokens,
-            self._masked,
-            config.data.sequence_length,
+            self._tokens // passes,
+            self._masked // passes,
+            self._pairs // max(1, self._tokens),  # the mean length that a token's queries meet
         )
         rates = {
             "tokens_per_second": self._tokens / seconds,
@@ -142,7 +148,7 @@ def log_step(training: Training, speed: Speedometer) -> None:
         "generator_learning_rate": generator_rate * factor,
         "discriminator_learning_rate": discriminator_rate * factor,
         "consumed_samples": training.consumed_samples,
-        **speed.take(config, training),
+        **speed.take(training),
     }
     if training.log is not None:
         training.log.write(row)

@@ -14,7 +14,6 @@ Used by: op.py. Tested by: tests/kernels/test_disentangled_attention.py and its 
 Not here: argument checks (op.py); which tokens share a batch (document_groups.py); second derivatives.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -79,14 +78,13 @@ class DisentangledAttention(torch.autograd.Function):
     ) -> Tensor:
         ctx.groups, ctx.positions, ctx.scale, ctx.dropout = groups, positions, scale, dropout
         inputs = _Inputs(query, key, value, rel_key, rel_query)
-        output = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        output = _new_rows(query, query.dtype, groups)
         saved: list[Tensor | None] = []
-        with torch.autocast(query.device.type, enabled=False):
-            for group in groups:
-                operands = _load(inputs, group, positions, scale, dropout)
-                context, *for_backward = _forward(operands, group, dropout, save=any(ctx.needs_input_grad))
-                group.queries.unpad_into(output, context)
-                saved += for_backward
+        for group in groups:
+            operands = _load(inputs, group, positions, scale, dropout)
+            context, *for_backward = _forward(operands, group, dropout, save=any(ctx.needs_input_grad))
+            group.queries.unpad_into(output, context)
+            saved += for_backward
         ctx.save_for_backward(*inputs, *saved)
         return output
 
@@ -96,13 +94,12 @@ class DisentangledAttention(torch.autograd.Function):
         inputs, saved = _Inputs(*ctx.saved_tensors[:5]), ctx.saved_tensors[5:]
         dtype = _compute_dtype(grad_output.dtype)
         # In the dtype of the sums: those of the tables run over the groups.
-        zeros = functools.partial(torch.zeros_like, dtype=dtype, memory_format=torch.contiguous_format)
         grad_inputs = _Inputs(
-            zeros(inputs.query),
-            zeros(inputs.key),
-            zeros(inputs.value),
-            None if inputs.rel_key is None else zeros(inputs.rel_key),
-            None if inputs.rel_query is None else zeros(inputs.rel_query),
+            _new_rows(inputs.query, dtype, ctx.groups),
+            _new_rows(inputs.key, dtype, ctx.groups),
+            _new_rows(inputs.value, dtype, ctx.groups),
+            None if inputs.rel_key is None else torch.zeros_like(inputs.rel_key, dtype=dtype),
+            None if inputs.rel_query is None else torch.zeros_like(inputs.rel_query, dtype=dtype),
         )
         with torch.autocast(grad_output.device.type, enabled=False):
             for group, probabilities, keep in zip(ctx.groups, saved[::2], saved[1::2], strict=True):
@@ -115,6 +112,12 @@ class DisentangledAttention(torch.autograd.Function):
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _new_rows(like: Tensor, dtype: torch.dtype, groups: tuple[DocumentGroup, ...]) -> Tensor:
+    """A tensor of that shape, for the groups to write: of zeros unless they write every row."""
+    make = torch.empty if any(group.queries.tokens is None for group in groups) else torch.zeros
+    return make(like.shape, dtype=dtype, device=like.device)
 
 
 def _load(

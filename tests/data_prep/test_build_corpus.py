@@ -102,6 +102,13 @@ def test_copies_of_a_document_fall_on_one_side(tmp_path: Path, model_path: Path)
     assert not train & validation
 
 
+def test_dataset_holds_its_own_files_and_no_other(dataset: Path):
+    records = [record for split in SPLITS for record in load_manifest(dataset).splits[split]]
+    expected = {"manifest.json", "spm.model"} | {record.path for record in records}
+    expected |= {str(Path(record.path).with_suffix(".json")) for record in records}
+    assert set(read_tree(dataset)) == expected
+
+
 def test_manifest_counts_are_those_of_the_rows(tmp_path: Path, model_path: Path):
     documents = make_documents()
     manifest = build([write_txt(tmp_path / "a.txt", documents)], tmp_path / "out", tokenizer=str(model_path))

@@ -47,10 +47,13 @@ def test_fault_of_our_own_keeps_its_traceback():
 
 
 def test_sigterm_ends_the_command_and_the_handler_comes_back(capsys: pytest.CaptureFixture[str]):
-    before = signal.getsignal(signal.SIGTERM)
-    assert run_command(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing was written") == 143
-    assert capsys.readouterr().err == "error: terminated: nothing was written\n"
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run_command(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing was written") == 143
+        assert capsys.readouterr().err == "error: terminated: nothing was written\n"
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_success_returns_0(capsys: pytest.CaptureFixture[str]):

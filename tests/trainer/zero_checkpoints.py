@@ -1,8 +1,8 @@
-"""Two ranks write checkpoints of every ZeRO stage with known weights: python -m tests.trainer.zero_checkpoints.
+"""Two ranks write checkpoints of every ZeRO stage: python -m tests.trainer.zero_checkpoints SHARDS FOLDER.
 
 What: for each entry of ENGINES a run folder FOLDER/<name> as a training run leaves it, after no step, and beside its
 checkpoint known_weights.pt: both models' state dicts as they were set into the fp32 master weights. At bf16 the
-module's own weights stay as initialized, so who exports those is found out.
+module's own weights stay as initialized, so who exports those is found out. FOLDER/trained is a run of three steps.
 Used by: tests/trainer/test_export.py.
 """
 
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 
+from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import ModelEngine
-from disentangled.trainer.loop import save
+from disentangled.trainer.interrupt import Interrupt
+from disentangled.trainer.loop import save, train
 from disentangled.trainer.run_config import RunConfig, load_run_config
 from disentangled.trainer.train import build_training
 
@@ -65,8 +67,15 @@ def set_fp32_weight(parameter: nn.Parameter, values: Tensor, zero_stage: int) ->
         safe_set_local_fp32_param(parameter, padded.view(WORLD_SIZE, part)[int(os.environ["RANK"])])
 
 
+def train_three_steps(shards: Path, run_dir: Path) -> None:
+    """A whole run at ZeRO-2 in bf16."""
+    steps = ("schedule.total_steps=3", "schedule.warmup_steps=0", "evaluate.num_sequences=8")
+    assert train(build_training(tiny_run_config(shards, run_dir, *steps), load_ds_config("zero2_bf16")), Interrupt())
+
+
 def main(shards: Path, folder: Path) -> None:
     """Write all checkpoints; run by each rank."""
+    train_three_steps(shards, folder / "trained")
     for name, ds_config in ENGINES.items():
         training = build_training(tiny_run_config(shards, folder / name), ds_config)
         stage = ds_config["zero_optimization"]["stage"]

@@ -1,0 +1,77 @@
+"""One small run on two gloo ranks, launched as a user would, and what it leaves, ready for comparison."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disentangled.trainer.checkpoint import MODELS, list_checkpoints, load_state
+from disentangled.trainer.metrics import read_rows
+from tests.launching import Finished, launch_command, run_command
+from tests.trainer.tiny_run import SMALLEST
+
+TIMINGS = {"tokens_per_second", "seconds_per_step", "achieved_tflops"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """total_steps: enough for a signal to arrive before the end. every_steps divides no checkpoint's step."""
+
+    total_steps: int = 60
+    every_steps: int = 7
+
+
+RUN = Run()
+
+
+def run_command_line(shards: Path, folder: Path, *overrides: str) -> tuple[str, ...]:
+    """The command that starts the run, or goes on with it."""
+    return launch_command(
+        "--recipe", "tiny", "--engine", "fp32_cpu", *SMALLEST, f"data.shards={shards}", f"run.dir={folder}",
+        f"schedule.total_steps={RUN.total_steps}", f"log.every_steps={RUN.every_steps}", "log.tensorboard=false",
+        "evaluate.every_steps=20", "evaluate.num_sequences=12", "checkpoint.keep=3",
+        "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1", *overrides,
+    )  # fmt: skip
+
+
+def launch_run(shards: Path, folder: Path, *overrides: str) -> Finished:
+    """Run it to its end."""
+    return run_command(*run_command_line(shards, folder, *overrides))
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """Every tensor and number of both engines and of the trainer in the newest checkpoint, by name."""
+    newest = list_checkpoints(folder)[0]
+    state: dict[str, Any] = {"trainer": vars(load_state(newest)) | {"config": None}}
+    for name in MODELS:
+        for file in sorted((newest / name).glob("*.pt")):
+            content = torch.load(file, weights_only=False)
+            # DeepSpeed also notes its own configuration, in which a checkpoint's folder may stand
+            state |= dict(flatten({key: content[key] for key in ("module", "optimizer")}, f"{name}/{file.name}"))
+    return state
+
+
+def flatten(value: Any, name: str) -> list[tuple[str, Any]]:
+    """(name, leaf) of everything in nested dicts and lists."""
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{name}.{key}")]
+    if isinstance(value, list | tuple):
+        return [leaf for key, inner in enumerate(value) for leaf in flatten(inner, f"{name}.{key}")]
+    return [(name, value)]
+
+
+def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names whose values are not equal bit for bit."""
+    assert one.keys() == other.keys()
+    return [
+        name
+        for name, value in one.items()
+        if not (torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name])
+    ]
+
+
+def rows_without_timings(folder: Path) -> list[dict[str, float]]:
+    """All metrics that do not depend on the clock."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]

@@ -1,0 +1,131 @@
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from disentangled.trainer import launch
+from disentangled.trainer.launch import build_command, exit_code, find_free_port, find_processes, is_rank, main, split_arguments
+
+RUN = ["--recipe", "tiny", "--engine", "fp32_cpu"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "deepspeed_options", "trainer_arguments"),
+    [
+        ([*RUN, "run.dir=x"], [], [*RUN, "run.dir=x"]),
+        (["--num_accelerators", "2", *RUN], ["--num_accelerators", "2"], RUN),
+        (["--num_accelerators", "2", "--", *RUN, "a.b=c"], ["--num_accelerators", "2"], [*RUN, "a.b=c"]),
+        (
+            [*RUN, "run.dir=x", "--hostfile", "hosts", "--no_ssh_check", "log.every_steps=5"],
+            ["--hostfile", "hosts", "--no_ssh_check"],
+            [*RUN, "run.dir=x", "log.every_steps=5"],
+        ),
+        (["--recipe=tiny", "--include=a:0", "--engine=fp32_cpu"], ["--include=a:0"], RUN),
+        (["--launcher_args", "x=y", "--", *RUN], ["--launcher_args", "x=y"], RUN),
+        (["--", "seed=1", *RUN], [], ["seed=1", *RUN]),
+        (["seed=1", *RUN], [], [*RUN, "seed=1"]),  # a mistyped key, which the trainer names
+    ],
+)
+def test_arguments_go_to_whom_they_belong(
+    arguments: list[str], deepspeed_options: list[str], trainer_arguments: list[str]
+) -> None:
+    assert split_arguments(arguments) == (deepspeed_options, trainer_arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_accelerators", "2"], "the following arguments are required: --recipe, --engine"),
+        (["--recipe", "tiny"], "required: --engine"),
+        (["--num_accelerators", "2", "--", "--recipe", "tiny"], "required: --engine"),
+        ([*RUN, "recipes/tiny.toml"], "'recipes/tiny.toml' belongs to no option"),
+        (["--", *RUN, "--num_accelerators", "2"], "unrecognized arguments: --num_accelerators"),
+        ([*RUN, "--recipe"], "argument --recipe: expected one argument"),
+    ],
+)
+def test_arguments_that_cannot_be_right_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr and stderr.startswith("error: ") and stderr.count("\n") == 1
+
+
+def test_help_says_how_arguments_are_split(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert all(words in text for words in ("--num_accelerators", "what is before it is DeepSpeed's", "85 stopped"))
+
+
+def test_command_is_quiet_and_picks_a_free_port() -> None:
+    command = build_command(["--num_accelerators", "2"], RUN, "the-id")
+    assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
+    port = int(command[command.index("--master_port") + 1])
+    with socket.socket() as listener:
+        listener.bind(("", port))
+    assert command[-9:-4] == ["2", "--module", "disentangled.trainer.train", "--launch-id", "the-id"]
+    assert command[-4:] == RUN
+
+
+@pytest.mark.parametrize("option", ["--master_port=1", "--hostfile=h", "-H"])
+def test_command_leaves_the_port_to_whoever_names_one(option: str) -> None:
+    assert "--master_port" not in build_command([option], RUN, "the-id")
+
+
+def test_free_ports_differ_between_launches() -> None:
+    assert len({find_free_port() for _ in range(20)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("child", "orphans", "was_stopped", "code"),
+    [
+        (0, [], False, 0),
+        (0, [], True, 0),  # the run ended before the request arrived
+        (85, [], True, 85),
+        (85, [], False, 85),  # somebody signalled a rank directly
+        (2, [], False, 2),
+        (1, [], True, 1),  # a failed save is no success
+        (-9, [], False, 137),
+        (247, [], False, 137),  # DeepSpeed's byte of a rank's -9
+        (241, [], True, 85),  # SIGTERM met ranks that did not catch it yet: nothing was lost
+        (241, [], False, 143),
+        (-15, [85], False, 85),  # DeepSpeed's first launcher was killed, the one of this host was told 85
+        (0, [85, 85], False, 85),  # the one of this host was killed: the first one takes that for success
+        (0, [85, 0], False, 85),
+        (0, [0, 0], False, 0),
+        (0, [85, 1], False, 1),
+        (0, [-9, 85], False, 137),
+    ],
+)
+def test_exit_code_is_what_became_of_the_run(child: int, orphans: list[int], was_stopped: bool, code: int) -> None:
+    assert exit_code(child, orphans, was_stopped) == code
+
+
+def test_ranks_are_told_from_launchers(tmp_path: Path) -> None:
+    """Processes with the command lines that DeepSpeed gives its two launchers and a rank."""
+    sleep = tmp_path / "sleep.py"
+    sleep.write_text("import time\ntime.sleep(100)\n")
+    launch_id = f"test-{tmp_path.name}"
+    tail = ["--launch-id", launch_id, *RUN]
+    commands = [
+        ["-m", "deepspeed.launcher.runner", "--module", launch.TRAIN_MODULE, *tail],
+        ["-u", "-m", "deepspeed.launcher.launch", "--module", "--log_level=critical", launch.TRAIN_MODULE, *tail],
+        ["-u", "-m", launch.TRAIN_MODULE, "--local_rank=1", *tail],
+    ]
+    started = [subprocess.Popen([sys.executable, str(sleep), *command]) for command in commands]
+    try:
+        deadline = time.monotonic() + 30
+        while len(found := find_processes(launch_id)) < len(started) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert {process.pid for process in found} == {process.pid for process in started}
+        assert [process.pid for process in found if is_rank(process)] == [started[2].pid]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert find_processes(launch_id) == []
