@@ -31,7 +31,7 @@ from disentangled.trainer.samples import show_samples
 
 NUM_PROCESSES_ON_CPU = 2
 # pieces that a text of so many bytes supports; SentencePiece refuses more than a text allows
-PIECES_BY_TEXT_BYTES = ((300_000, 2048), (100_000, 1024), (0, 512))
+PIECES_BY_TEXT_BYTES = ((1_000_000, 2048), (300_000, 1024), (0, 512))
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -44,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("runs"), help="where the demo's folder goes (default: runs)"
     )
+    parser.add_argument("--vocab-size", type=int, help="pieces of the tokenizer; default: by the size of the text")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to change")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     try:
+        if options.text is not None and not options.text.exists():
+            raise ValueError(f"text {options.text} does not exist: give a file or a folder")
         folder = next_free_folder(options.output)
-        run_stages(options.text, folder, options.overrides)
+        run_stages(options.text, folder, options.vocab_size, options.overrides)
         report = write_report(folder / "run", load_manifest(folder / "shards").validation_unigram_cross_entropy_nats)
         print_ending(folder, report, time.perf_counter() - started)
     except subprocess.CalledProcessError as error:
@@ -62,15 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_stages(text: Path | None, folder: Path, overrides: Sequence[str]) -> None:
+def run_stages(text: Path | None, folder: Path, num_pieces: int | None, overrides: Sequence[str]) -> None:
     """Text to shards to run to Hugging Face folder."""
     if text is None:
         text = folder / "python_english.txt"
         write_python_english(text)
-    elif not text.exists():
-        raise ValueError(f"text {text} does not exist: give a file or a folder")
     shards, run, exported = folder / "shards", folder / "run", folder / "huggingface"
-    pieces = str(pieces_for(text))
+    pieces = str(num_pieces or pieces_for(text))
     run_stage("1/3 text to shards", "data_prep.build_corpus", "--input", str(text), "--output", str(shards),
               "--train-tokenizer", "--vocab-size", pieces, "--validation-fraction", "0.05", "--seed", "1")  # fmt: skip
     num_gpus = torch.cuda.device_count()

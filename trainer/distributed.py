@@ -73,6 +73,12 @@ def join_ranks() -> Ranks:
     )
 
 
+def leave_ranks() -> None:
+    """Close what join_ranks opened, if anything: a process that ends with gloo's threads running may abort."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _quieten_libraries() -> None:
     """Keep back what DeepSpeed says about itself and what a user of ours cannot act on."""
     logger = logging.getLogger("DeepSpeed")

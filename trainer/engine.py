@@ -102,6 +102,12 @@ def norm_of(values: Tensor) -> Tensor:
     return norm
 
 
+def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
+    """Raise ValueError where the way of sharing cannot be computed in the engine's precision."""
+    if config.model.embedding_sharing == "es" and precision_of(ds_config) == "fp16":
+        raise ValueError("model.embedding_sharing es needs one loss scale for both models: use bf16 or fp32, not fp16")
+
+
 def build_models(config: RunConfig, manifest: Manifest) -> tuple[Generator, Discriminator]:
     """Both models with their initial weights, a pure function of the config and the vocabulary."""
     vocab_size = config.model.vocab_size or manifest.vocab_size
@@ -127,8 +133,6 @@ def build_engines(
     accumulation: int,
 ) -> EnginePair:
     """Wrap both models. The DeepSpeed config is the same; optimizers, norms and loss scales are each engine's own."""
-    if config.model.embedding_sharing == "es" and precision_of(ds_config) == "fp16":
-        raise ValueError("model.embedding_sharing es needs one loss scale for both models: use bf16 or fp32, not fp16")
     merged = merge_ds_config(
         ds_config,
         micro_sequences=config.batch.micro_sequences,

@@ -7,6 +7,7 @@ and white-space rules, DeBERTa's special tokens and [CLS] A [SEP] B [SEP]. Given
 
 The ids are data_prep's except where
 - the text spells a special token: "[MASK]" gives its id (with `split_special_tokens=True` ordinary pieces, as there);
+- a special token stands beside a space and the model is one of the rare ones that keep extra spaces;
 - two segmentations have equal scores: SentencePiece adds float32 along a whole string, Unigram float64 along a word;
 - the text spells a byte piece ("<0x41>") with a character that is no piece of the model;
 - a compatibility character stands before a combining mark that it does not compose with: the tokenizers library drops
@@ -118,8 +119,7 @@ def build_tokenizer(model: SentencePieceModel, special_ids: SpecialIds) -> Token
     scheme = "first" if model.add_dummy_prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_SYMBOL, scheme, split=by_word)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(SPACE_SYMBOL, scheme)])
-    # a space before [MASK] is part of it: in training the masked piece held that space
-    tokenizer.add_special_tokens([AddedToken(token, lstrip=token == "[MASK]") for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == list(astuple(special_ids))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

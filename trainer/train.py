@@ -22,9 +22,9 @@ from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
-from disentangled.trainer.distributed import Ranks, join_ranks
+from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.ds_config import load_ds_config
-from disentangled.trainer.engine import build_engines, build_models
+from disentangled.trainer.engine import build_engines, build_models, check_precision
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
 from disentangled.trainer.loop import Training, train
 from disentangled.trainer.metrics import MetricLog, MetricSums
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(SPEAK_UP_SECONDS)  # the launcher ends this rank as soon as the first one has spoken and left
         print_error(error)
+        leave_ranks()
         return EXIT_USER_ERROR
     interrupt.catch_signals()
     finished = train(training, interrupt)
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.log.close()
         ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
         say(f"{ending} at step {training.step}: {config.run.dir}")
+    leave_ranks()
     return 0 if finished else EXIT_SAVED
 
 
@@ -77,6 +79,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     for key, value in (("data.shards", config.data.shards), ("run.dir", config.run.dir)):
         if not value:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
+    check_precision(config, ds_config)
     manifest = load_manifest(config.data.shards)
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = claim_run_folder(config, ds_config, manifest)

@@ -30,7 +30,7 @@ from disentangled.kernels.disentangled_attention.log_bucket import Positions
 # G documents of a group  T query tokens  S key tokens  N heads  n heads of a chunk  H head width
 # R rows and C columns of a position term  W = rows of a block + C - 1, the distances that the block meets
 
-BLOCK_ROWS = 32  # at T = S = 128 a window is 1.25 S wide instead of 2 S; 16 to 64 are within 5 % (README.md)
+BLOCK_ROWS = 32  # at T = S = 128 a window is 1.25 S wide instead of 2 S; 16 to 64 are within 7 % (README.md)
 # Scores worked on at a time. CPU: 1 MiB in float32, which stays in a core's cache. GPU: many heads, to fill it.
 CHUNK_SCORES_CPU, CHUNK_SCORES_GPU = 1 << 18, 1 << 26
 

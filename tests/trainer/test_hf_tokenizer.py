@@ -159,15 +159,6 @@ def test_mask_takes_the_place_of_a_word(tokenizer: Tokenizer, loaded: Any, text:
     assert loaded(masked, add_special_tokens=False).input_ids == expected
 
 
-def test_mask_holds_the_space_before_it_where_extra_spaces_are_kept():
-    tokenizer = parse_tokenizer(train_other_model(remove_extra_whitespaces=False), "spm.model")
-    rust = build_tokenizer(parse_model(tokenizer.model), tokenizer.special_ids)
-    word, mask = tokenizer.processor.piece_to_id("\u2581class"), tokenizer.special_ids.mask
-    ids = tokenizer.processor.encode("the class body")
-    assert word in ids, "choose a word that is one piece"
-    assert ids_of(rust, "the [MASK] body") == [mask if piece == word else piece for piece in ids]
-
-
 def test_text_that_spells_a_special_gives_ordinary_pieces_where_asked_for(tokenizer: Tokenizer, loaded: Any):
     text = "[CLS] then [MASK] and [PAD][SEP]"
     expected = tokenizer.processor.encode(text)

@@ -1,0 +1,78 @@
+"""What a user gets wrong, through the real command: one line that names the thing and the remedy, exit code 2, and not a
+byte written. More of what is found before the ranks meet is in tests/trainer/test_train.py.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from disentangled.trainer.checkpoint import list_checkpoints
+from tests.data_prep.tiny_corpus import read_tree
+from tests.integration.finished_run import launch_run, run_command_line
+from tests.launching import Finished, run_command
+
+ALONE = (sys.executable, "-m", "disentangled.trainer.train")
+
+
+def run_alone(shards: Path, folder: Path, *overrides: str) -> Finished:
+    """The run's command as one rank, without a launcher."""
+    command = run_command_line(shards, folder, *overrides)
+    return run_command(*ALONE, *command[command.index("--recipe") :])
+
+
+def assert_one_line(finished: Finished, *words: str) -> None:
+    assert finished.code == 2, finished
+    lines = finished.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), finished
+    assert all(word in lines[0] for word in words), finished
+
+
+def test_missing_shards_are_named_once_by_two_ranks(tmp_path: Path) -> None:
+    finished = launch_run(tmp_path / "shards", tmp_path / "run")
+    assert_one_line(finished, f"{tmp_path / 'shards'}: no manifest.json", "run build_corpus")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exchanged_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (bad / "spm.model").write_bytes((bad / "spm.model").read_bytes() + b"\0")
+    assert_one_line(run_alone(bad, tmp_path / "run"), str(bad / "spm.model"), "sha256 differs", "restore the original")
+    assert not (tmp_path / "run").exists()
+
+
+def test_indivisible_batch_of_two_ranks_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
+    finished = launch_run(shards, tmp_path / "run", "batch.micro_sequences=3")
+    assert_one_line(finished, "micro_sequences 3 x 2 ranks", "set batch.global_sequences=6 or batch.micro_sequences=2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_something_else_is_refused(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("\\end{document}")
+    before = read_tree(tmp_path)
+    assert_one_line(run_alone(shards, tmp_path), f"run.dir {tmp_path} is not empty and holds no run", "another run.dir")
+    assert read_tree(tmp_path) == before
+
+
+def test_folder_of_another_run_is_refused(straight: Path, shards: Path) -> None:
+    before = read_tree(straight)
+    finished = run_alone(shards, straight, "run.seed=2")
+    assert_one_line(finished, f"run.dir {straight} holds another run", "run.seed is 1, this one's 2", "another run.dir")
+    assert read_tree(straight) == before
+
+
+def test_other_number_of_ranks_is_refused(straight: Path, shards: Path) -> None:
+    before = read_tree(straight)
+    finished = run_alone(shards, straight, "batch.micro_sequences=8")
+    assert_one_line(finished, "the checkpoint at step 60 was written by 2 ranks, this launch has 1: launch 2")
+    assert read_tree(straight) == before
+
+
+def test_run_without_a_whole_checkpoint_is_refused(straight: Path, shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(straight, tmp_path / "run"))
+    for checkpoint in list_checkpoints(folder):
+        (checkpoint / "trainer_state.json").unlink()
+    before = read_tree(folder)
+    finished = run_alone(shards, folder)
+    assert_one_line(finished, "no checkpoint of", "step_00000060", "step_00000030", "trainer_state.json is missing")
+    assert f"remove {folder / 'checkpoints'} to begin at step 0 again" in finished.stderr
+    assert read_tree(folder) == before
