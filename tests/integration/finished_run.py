@@ -46,14 +46,14 @@ def last_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = {"trainer": vars(load_state(newest)) | {"config": None}}
     for name in MODELS:
         for file in sorted((newest / name).glob("*.pt")):
-            content = torch.load(file, weights_only=False)
-            # DeepSpeed also notes its own configuration, in which a checkpoint's folder may stand
-            state |= dict(flatten({key: content[key] for key in ("module", "optimizer")}, f"{name}/{file.name}"))
+            state |= dict(flatten(torch.load(file, weights_only=False), f"{name}/{file.name}"))
     return state
 
 
 def flatten(value: Any, name: str) -> list[tuple[str, Any]]:
-    """(name, leaf) of everything in nested dicts and lists."""
+    """(name, leaf) of everything in nested dicts, lists and DeepSpeed's own objects."""
+    if type(value).__module__.startswith("deepspeed."):
+        value = vars(value)
     if isinstance(value, dict):
         return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{name}.{key}")]
     if isinstance(value, list | tuple):
