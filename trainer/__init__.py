@@ -2,3 +2,11 @@
 
 The only package that imports deepspeed. From `data_prep` it imports `shard_schema` alone.
 """
+
+import os
+
+import torch
+
+if not torch.accelerator.is_available():
+    # DeepSpeed warns of it in every process that imports it; trainer/launch.py says it once
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

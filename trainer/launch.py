@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import ctypes
 import itertools
-import os
 import signal
 import socket
 import subprocess
@@ -51,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launch_id = make_launch_id()
     requests = StopRequests(launch_id)
     adopt_orphans()
-    child = subprocess.Popen(
-        build_command(deepspeed_options, trainer_arguments, launch_id), env=environment(), start_new_session=True
-    )
+    if not torch.accelerator.is_available():
+        say("PyTorch finds no accelerator: running on the CPU")
+    child = subprocess.Popen(build_command(deepspeed_options, trainer_arguments, launch_id), start_new_session=True)
     return wait_for_run(child, requests)
 
 
@@ -115,14 +114,6 @@ def build_command(deepspeed_options: Sequence[str], trainer_arguments: Sequence[
     if not {"--master_port", "--hostfile", "-H"} & set(named) and not DEFAULT_HOSTFILE.exists():
         command += ["--master_port", str(find_free_port())]  # several runs on one machine do not meet
     return [*command, *deepspeed_options, "--module", TRAIN_MODULE, "--launch-id", launch_id, *trainer_arguments]
-
-
-def environment() -> dict[str, str]:
-    """This process's environment; where there is no accelerator it says so, once instead of in every process."""
-    if "DS_ACCELERATOR" in os.environ or torch.accelerator.is_available():
-        return dict(os.environ)
-    say("PyTorch finds no accelerator: running on the CPU")
-    return os.environ | {"DS_ACCELERATOR": "cpu"}
 
 
 def wait_for_run(child: subprocess.Popen[bytes], requests: StopRequests) -> int:
