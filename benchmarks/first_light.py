@@ -1,8 +1,8 @@
 """What has never run on a GPU yet, in one command: `python -m benchmarks.first_light --shards DIR --output FILE.jsonl`.
 
 What: first the tests that need a GPU, then a few steps of each recipe with each engine, launched as a user would. Each
-run is one JSON line: command, versions, device, exit code, losses, tokens/s and TFLOP/s. A red test or a failed run ends
-with exit code 1, and a failed run's line holds no speed. Without a GPU it does the same on the CPU, and its lines say so.
+run is one JSON line: command, versions, device, exit code, losses, tokens/s and TFLOP/s. A red test or a failed run
+ends with exit code 1, and a failed run's line holds no speed. Without a GPU it does the same on the CPU and says so.
 Not measured by it: memory, other implementations, more than one GPU.
 """
 
