@@ -1,5 +1,5 @@
-"""What a user gets wrong, through the real command: one line that names the thing and the remedy, exit code 2, and not a
-byte written. More of what is found before the ranks meet is in tests/trainer/test_train.py.
+"""What a user gets wrong, through the real command: one line that names the thing and the remedy, exit code 2, and
+nothing written. More of what is found before the ranks meet is in tests/trainer/test_train.py.
 """
 
 import shutil

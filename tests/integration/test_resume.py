@@ -1,12 +1,22 @@
 """A run that was interrupted ends as the one that was not: bit for bit on a CPU in fp32."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 
-from disentangled.trainer.checkpoint import list_checkpoints
-from tests.integration.finished_run import RUN, differing_names, last_state, launch_run, rows_without_timings
+from disentangled.trainer.checkpoint import list_checkpoints, load_state
+from disentangled.trainer.launch import TRAIN_MODULE
+from tests.integration.finished_run import (
+    RUN,
+    differing_names,
+    last_state,
+    launch_run,
+    rows_without_timings,
+    run_command_line,
+)
+from tests.launching import run_command
 
 
 def test_straight_run_leaves_what_it_should(straight: Path) -> None:
@@ -41,3 +51,10 @@ def test_run_with_a_torn_checkpoint_resumes_from_the_one_before_and_ends_the_sam
     expected = last_state(straight)
     assert differing_names(last_state(folder), expected) == []
     assert rows_without_timings(folder) == rows_without_timings(straight)
+
+
+def test_one_rank_needs_no_launcher(shards: Path, tmp_path: Path) -> None:
+    command = run_command_line(shards, tmp_path / "run", "schedule.total_steps=3", "schedule.warmup_steps=1")
+    finished = run_command(sys.executable, "-m", TRAIN_MODULE, *command[command.index("--recipe") :])
+    assert finished.code == 0 and f"done at step 3: {tmp_path / 'run'}" in finished.stdout, finished
+    assert load_state(list_checkpoints(tmp_path / "run")[0]).world_size == 1

@@ -1,7 +1,7 @@
 """Four steps of both models under every ZeRO stage: deepspeed --module tests.integration.zero_stages SHARDS FILE.
 
-What: for each entry of ENGINES and each way of sharing, the losses and gradient norms of every step, held-out losses, and
-the parameters that got no gradient; written to FILE as JSON by the first rank.
+What: for each entry of ENGINES and each way of sharing, the losses and gradient norms of every step, held-out losses,
+and the parameters that got no gradient; written to FILE as JSON by the first rank.
 Used by: tests/integration/test_zero_stages.py.
 """
 

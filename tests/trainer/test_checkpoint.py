@@ -185,5 +185,5 @@ def test_death_before_the_end_of_saving_leaves_the_older_checkpoint(
 def test_engine_that_loads_nothing_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
     (path / "discriminator" / "weights.pt").unlink()
-    with pytest.raises(RuntimeError, match="could not load .*discriminator"):
+    with pytest.raises(RuntimeError, match=r"could not load .*discriminator"):
         load_engines(path, FakePair())  # type: ignore[arg-type]

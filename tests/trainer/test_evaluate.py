@@ -111,4 +111,3 @@ def test_evaluation_draws_from_streams_of_its_own(shards: Path) -> None:
     own = evaluation_sampling(parts.sampling)
     assert own.stream == Stream.EVALUATION_REPLACEMENT and own.banned is parts.sampling.banned
     assert parts.sampling.stream == Stream.REPLACEMENT
-

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from disentangled.trainer import launch
-from disentangled.trainer.launch import build_command, exit_code, find_free_port, find_processes, is_rank, main, split_arguments
+from disentangled.trainer.launch import (
+    build_command,
+    exit_code,
+    find_free_port,
+    find_processes,
+    is_rank,
+    main,
+    split_arguments,
+)
 
 RUN = ["--recipe", "tiny", "--engine", "fp32_cpu"]
 

@@ -23,8 +23,8 @@ from tests.trainer.tiny_run import CPU, Parts, build_parts, tiny_config
 
 DROPOUT = ("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1")
 SHARINGS = ["gdes", "es", "nes"]
-# Float64 sums in another order differ by 1e-15 of their size; Adam divides by sqrt(v) + 1e-6, which makes at most 1e-9 of
-# it for a gradient that is rounding itself, times a rate of 2e-3. The weights move by 1e-3 and more.
+# Float64 sums in another order differ by 1e-15 of their size; Adam divides by sqrt(v) + 1e-6, which makes at most 1e-9
+# of it for a gradient that is rounding itself, times a rate of 2e-3. The weights move by 1e-3 and more.
 ROUNDING = 1e-11
 
 
@@ -273,4 +273,3 @@ def test_every_parameter_gets_a_gradient_from_every_micro_batch(shards: Path, sh
             assert not [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
             if batch is full:
                 assert not [name for name, gradient in gradients.items() if not gradient.any()]
-

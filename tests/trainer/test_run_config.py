@@ -143,7 +143,7 @@ def test_overrides_win_over_the_recipe_and_later_ones_over_earlier(tmp_path: Pat
 
 
 def test_override_without_a_value_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'run.seed' has no '=': write section.key=value"):
+    with pytest.raises(ValueError, match=r"'run.seed' has no '=': write section.key=value"):
         load_run_config("tiny", ["run.seed"])
 
 
@@ -158,7 +158,10 @@ def test_recipe_that_is_no_toml_is_an_error_that_names_it(tmp_path: Path, conten
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([*WIDTH, "model.num_attention_heads=3"], "num_attention_heads is 3, which does not divide model.hidden_size 128"),
+        (
+            [*WIDTH, "model.num_attention_heads=3"],
+            "num_attention_heads is 3, which does not divide model.hidden_size 128",
+        ),
         ([*WIDTH, "model.num_attention_heads=3", "model.vocab_size=600"], "does not divide.*one of 1, 2, 4, 8"),
         (["batch.micro_sequences=0"], "batch.micro_sequences is 0: it must be at least 1"),
         (["optimizer.learning_rate=0"], "optimizer.learning_rate is 0.0: it must be above 0"),
@@ -220,5 +223,5 @@ def test_differing_keys_are_those_that_change_what_is_computed() -> None:
 
 
 def test_true_is_no_number() -> None:
-    with pytest.raises(ValueError, match="model.hidden_size is True: it must be of type int"):
+    with pytest.raises(ValueError, match=r"model.hidden_size is True: it must be of type int"):
         load_run_config("tiny", ["model.hidden_size=true"])

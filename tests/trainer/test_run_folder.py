@@ -91,7 +91,7 @@ def test_claim_of_a_foreign_folder_is_refused(config: RunConfig, manifest: Manif
     directory.mkdir()
     claim_run_folder(config, FP32, manifest)  # empty: free to take
     (directory / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="is not empty and holds no run: choose another run.dir"):
+    with pytest.raises(ValueError, match=r"is not empty and holds no run: choose another run.dir"):
         claim_run_folder(config, FP32, manifest)
 
 

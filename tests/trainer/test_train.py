@@ -1,4 +1,4 @@
-"""What is refused before the ranks meet, so in this very process. The same through the real command, and what is refused
+"""What is refused before the ranks meet, so in this very process. The same through the real command, and what is found
 later: tests/integration/test_bad_input.py.
 """
 
@@ -105,12 +105,3 @@ def test_rank_that_is_not_its_hosts_first_lets_that_one_speak(
 def test_overrides_may_stand_between_options() -> None:
     options = parse_arguments(["--recipe", "tiny", "run.dir=x", "--engine", "fp32_cpu", "run.seed=2"])
     assert options.overrides == ["run.dir=x", "run.seed=2"]
-
-
-def test_es_in_fp16_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = tmp_path / "fp16.json"
-    engine.write_text('{"fp16": {"enabled": true}}')
-    keys = [*SMALLEST, f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "model.embedding_sharing=es"]
-    assert main(["--recipe", "tiny", "--engine", str(engine), *keys]) == 2
-    assert "embedding_sharing es needs one loss scale" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

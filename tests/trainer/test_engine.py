@@ -1,0 +1,62 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from disentangled.data_prep.shard_schema import load_manifest
+from disentangled.trainer.engine import build_models, check_precision, norm_of
+from tests.trainer.tiny_run import build_parts, tiny_config
+
+
+def test_norm_of_a_large_table_is_exact_to_float32() -> None:
+    # torch.linalg.vector_norm in fp32 is off by 4e-5 here on a CPU
+    values = torch.full((8192, 64), 1e-3)
+    assert float(norm_of(values)) == pytest.approx(1e-3 * (8192 * 64) ** 0.5, rel=torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize(("sharing", "ratio"), [("gdes", 0.5), ("nes", 0.5), ("es", 0.0)])
+def test_delta_ratio_is_the_own_tables_norm_over_the_shared_one(shards: Path, sharing: str, ratio: float) -> None:
+    parts = build_parts(tiny_config(shards, f"model.embedding_sharing={sharing}"))
+    embeddings = parts.discriminator.deberta.embeddings
+    own = {"gdes": "word_embeddings_delta", "nes": "word_embeddings"}.get(sharing)
+    if own:
+        getattr(embeddings, own).weight.data.copy_(parts.generator.word_embeddings * 0.5)
+    assert parts.plain_engines().delta_ratio() == pytest.approx(ratio)
+
+
+def test_delta_ratio_of_a_new_gdes_pair_is_zero(shards: Path) -> None:
+    assert build_parts(tiny_config(shards)).plain_engines().delta_ratio() == 0.0
+
+
+def test_models_of_a_seed_are_the_same_and_the_pair_is_no_copy(shards: Path) -> None:
+    one, two, other = (build_parts(tiny_config(shards, f"run.seed={seed}")) for seed in (1, 1, 2))
+    weight = "deberta.encoder.layer.0.intermediate.dense.weight"
+    of_generator = [dict(parts.generator.named_parameters())[weight] for parts in (one, two, other)]
+    assert torch.equal(of_generator[0], of_generator[1]) and not torch.equal(of_generator[0], of_generator[2])
+    assert not torch.equal(of_generator[0], dict(one.discriminator.named_parameters())[weight])
+
+
+def test_models_take_their_vocabulary_from_the_shards_or_the_recipe(shards: Path) -> None:
+    manifest = load_manifest(shards)
+    generator, discriminator = build_models(tiny_config(shards), manifest)
+    assert generator.config.vocab_size == discriminator.config.vocab_size == manifest.vocab_size
+    generator, _ = build_models(tiny_config(shards, "model.vocab_size=640"), manifest)
+    assert generator.word_embeddings.shape[0] == 640
+
+
+def test_vocabulary_without_room_for_the_tokenizer_is_refused(shards: Path) -> None:
+    manifest = load_manifest(shards)
+    smallest = manifest.special_ids.mask + 1
+    build_models(tiny_config(shards, f"model.vocab_size={smallest}"), manifest)
+    with pytest.raises(ValueError, match=f"model.vocab_size is {smallest - 1}, .* uses {smallest} ids"):
+        build_models(tiny_config(shards, f"model.vocab_size={smallest - 1}"), manifest)
+
+
+def test_es_is_refused_in_fp16_alone(shards: Path) -> None:
+    es = tiny_config(shards, "model.embedding_sharing=es")
+    fp16 = {"fp16": {"enabled": True}}
+    with pytest.raises(ValueError, match="es needs one loss scale for both models: use bf16 or fp32, not fp16"):
+        check_precision(es, fp16)
+    check_precision(es, {"bf16": {"enabled": True}})
+    check_precision(replace(es, model=replace(es.model, embedding_sharing="gdes")), fp16)
