@@ -50,9 +50,10 @@ def test_build_packs_rows_as_typed_out() -> None:
     assert (batch.num_live, batch.max_seqlen) == (24, LENGTH)
 
 
-def test_build_masks_the_quota_of_each_row_and_no_special_id() -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_build_masks_the_quota_of_each_row_and_no_special_id(seed: int) -> None:
     # candidates 6, 2 and 3; 30 % of them, rounded, at least one
-    batch = make_builder(micro_sequences=3).build([0, 1, 2])
+    batch = make_builder(micro_sequences=3, seed=seed).build([0, 1, 2])
     masked = batch.masked_rows.tolist()
     assert masked == sorted(set(masked)) and batch.num_masked == len(masked)
     row_of_token = [0] * 10 + [1] * 5 + [2] * 9

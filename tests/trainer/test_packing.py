@@ -79,10 +79,9 @@ def test_plan_windows_of_nothing_is_empty(lengths: list[int]) -> None:
 
 
 def test_plan_windows_packs_pieces_of_one_group_together() -> None:
-    # 4096 pieces of half a row each fill a group; the next group starts its own rows
-    plan = plan_windows(offsets_of([6] * 4097), 16, 1)
-    assert plan.num_windows == 2048 + 1
-    assert max(start for window in windows_of(plan)[:2048] for start, _ in window) == 4095 * 6
+    # 4096 pieces fill a group and leave room in every row; the piece that would fit there belongs to the next group
+    plan = plan_windows(offsets_of([8] * 4096 + [4]), 16, 1)
+    assert windows_of(plan)[4095:] == [[(4095 * 8, 8)], [(4096 * 8, 4)]]
 
 
 def test_cut_documents_gives_pieces_in_document_order() -> None:

@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 SMALLEST = (
     "model.hidden_size=32",
     "model.num_hidden_layers=2",
+    "model.generator_num_hidden_layers=2",
     "model.num_attention_heads=2",
     "model.intermediate_size=64",
     "model.position_buckets=8",
