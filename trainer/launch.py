@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class StopRequests:
-    """The signals that ask this process to stop; making one takes them over."""
+    """The signals that ask this process to stop; making one takes them over, but for those that nohup ignores."""
 
     def __init__(self, launch_id: str) -> None:
         self.launch_id = launch_id
@@ -65,7 +65,8 @@ class StopRequests:
         self._num_announced = 0
         self._told: set[psutil.Process] = set()
         for number in (*STOP_SIGNALS, signal.SIGHUP):
-            signal.signal(number, self._receive)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         self.received.append(signal.Signals(number))

@@ -1,13 +1,17 @@
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from disentangled.trainer import launch
 from disentangled.trainer.launch import (
+    StopRequests,
     build_command,
     exit_code,
     find_free_port,
@@ -137,3 +141,37 @@ def test_ranks_are_told_from_launchers(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert find_processes(launch_id) == []
+
+
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("restored_signals")
+def test_every_request_to_stop_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
+    requests = StopRequests("an id that no process has")
+    requests.pass_on()
+    assert capsys.readouterr().out == ""
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+        requests.pass_on()
+    requests.pass_on()
+    assert capsys.readouterr().out.splitlines() == [
+        "SIGUSR1: the ranks save and leave, waiting for them",
+        "SIGINT: still saving, waiting for them",
+        "SIGTERM: still saving, waiting for them",
+        "SIGHUP: still saving, waiting for them",
+    ]
+
+
+@pytest.mark.usefixtures("restored_signals")
+def test_closed_terminal_stops_no_run_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    requests = StopRequests("an id that no process has")
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert requests.received == []
