@@ -4,7 +4,7 @@ Used by: trainer/train.py, trainer/launch.py, trainer/metrics.py. Tested by test
 """
 
 import argparse
-import contextlib
+import os
 import sys
 from typing import NoReturn
 
@@ -25,6 +25,11 @@ def print_error(error: Exception) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line; a terminal or pipe that is gone does not end hours of training."""
-    with contextlib.suppress(OSError):
+    """Print a line; a terminal or pipe that is gone silences this process instead of ending hours of training."""
+    try:
         print(line, flush=True)
+    except OSError:
+        # what is still buffered must go somewhere: flushed into the gone pipe at exit it would make the exit code 120
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import ctypes
 import itertools
+import secrets
 import signal
 import socket
 import subprocess
@@ -36,7 +37,8 @@ from disentangled.trainer.interrupt import EXIT_SAVED, STOP_SIGNALS, is_alive, m
 
 TRAIN_MODULE = "disentangled.trainer.train"
 DEFAULT_HOSTFILE = Path("/job/hostfile")  # DeepSpeed's
-POLL_SECONDS = 0.3
+FIRST_PORT, FIRST_EPHEMERAL_PORT = 20_000, 32_768
+POLL_SECONDS = 0.1
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -178,11 +180,12 @@ def adopt_orphans() -> None:
 
 
 def find_free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        port: int = listener.getsockname()[1]
-    return port
+    """A TCP port that nobody listens on, and that no connection takes before the ranks do: below the ephemeral ones."""
+    while True:
+        port = FIRST_PORT + secrets.randbelow(FIRST_EPHEMERAL_PORT - FIRST_PORT)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 def _is_override(word: str) -> bool:

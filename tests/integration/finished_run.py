@@ -18,7 +18,7 @@ TIMINGS = {"tokens_per_second", "seconds_per_step", "achieved_tflops"}
 class Run:
     """total_steps: enough for a signal to arrive before the end. every_steps divides no checkpoint's step."""
 
-    total_steps: int = 60
+    total_steps: int = 90
     every_steps: int = 7
 
 
@@ -30,7 +30,7 @@ def run_command_line(shards: Path, folder: Path, *overrides: str) -> tuple[str, 
     return launch_command(
         "--recipe", "tiny", "--engine", "fp32_cpu", *SMALLEST, f"data.shards={shards}", f"run.dir={folder}",
         f"schedule.total_steps={RUN.total_steps}", f"log.every_steps={RUN.every_steps}", "log.tensorboard=false",
-        "evaluate.every_steps=20", "evaluate.num_sequences=12", "checkpoint.keep=3",
+        "evaluate.every_steps=40", "evaluate.num_sequences=12", "checkpoint.keep=3",
         "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1", *overrides,
     )  # fmt: skip
 

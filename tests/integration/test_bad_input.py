@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disentangled.trainer.checkpoint import list_checkpoints
 from tests.data_prep.tiny_corpus import read_tree
-from tests.integration.finished_run import launch_run, run_command_line
+from tests.integration.finished_run import RUN, launch_run, run_command_line
 from tests.launching import Finished, run_command
 
 ALONE = (sys.executable, "-m", "disentangled.trainer.train")
@@ -63,7 +63,9 @@ def test_folder_of_another_run_is_refused(straight: Path, shards: Path) -> None:
 def test_other_number_of_ranks_is_refused(straight: Path, shards: Path) -> None:
     before = read_tree(straight)
     finished = run_alone(shards, straight, "batch.micro_sequences=8")
-    assert_one_line(finished, "the checkpoint at step 60 was written by 2 ranks, this launch has 1: launch 2")
+    assert_one_line(
+        finished, f"checkpoint at step {RUN.total_steps} was written by 2 ranks, this launch has 1: launch 2"
+    )
     assert read_tree(straight) == before
 
 
@@ -73,6 +75,6 @@ def test_run_without_a_whole_checkpoint_is_refused(straight: Path, shards: Path,
         (checkpoint / "trainer_state.json").unlink()
     before = read_tree(folder)
     finished = run_alone(shards, folder)
-    assert_one_line(finished, "no checkpoint of", "step_00000060", "step_00000030", "trainer_state.json is missing")
+    assert_one_line(finished, "no checkpoint of", "step_00000090", "step_00000045", "trainer_state.json is missing")
     assert f"remove {folder / 'checkpoints'} to begin at step 0 again" in finished.stderr
     assert read_tree(folder) == before

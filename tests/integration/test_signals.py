@@ -1,5 +1,6 @@
 """Runs that are told to stop, or whose launchers die: they save, leave nothing behind, and go on as if nothing were."""
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from disentangled.trainer.checkpoint import find_checkpoint, load_state
 from disentangled.trainer.interrupt import NODE_LAUNCHER
-from disentangled.trainer.launch import TRAIN_MODULE
+from disentangled.trainer.launch import TRAIN_MODULE, find_free_port
 from tests.integration.finished_run import (
     RUN,
     differing_names,
@@ -31,7 +32,12 @@ def saved_step(folder: Path) -> int:
 
 def with_option(started: Started, *words: str) -> list[psutil.Process]:
     """The command's processes whose command lines hold these words one after another."""
-    return [process for process in started.processes() if " ".join(words) in " ".join(process.cmdline())]
+    found = []
+    for process in started.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # short-lived helpers end, or are zombies, while we look
+            if " ".join(words) in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_run_told_to_stop_saves_and_ends_as_if_it_had_not(straight: Path, shards: Path, tmp_path: Path) -> None:
@@ -74,7 +80,7 @@ def test_ranks_of_a_plain_deepspeed_that_was_terminated_save_and_leave(shards: P
     command = run_command_line(shards, folder)
     place = command.index("--recipe")
     deepspeed = Path(sys.executable).parent / "deepspeed"
-    options = ("--num_accelerators", "2", "--master_port", "29731", "--module", TRAIN_MODULE)
+    options = ("--num_accelerators", "2", "--master_port", str(find_free_port()), "--module", TRAIN_MODULE)
     with start_command(sys.executable, str(deepspeed), *options, *command[place:]) as started:
         started.wait_for_output(FIRST_ROW)
         everything = started.processes()

@@ -89,7 +89,7 @@ def test_other_engines_train_and_resume_exactly(shards: Path, tmp_path: Path, en
         engine = str(tmp_path / f"{engine}.json")
         Path(engine).write_text(json.dumps(config))
     folder, again = tmp_path / "run", tmp_path / "again"
-    options = ("--engine", engine, "checkpoint.every_steps=30")
+    options = ("--engine", engine, "checkpoint.every_steps=45")
     finished = launch_run(shards, folder, *options)
     assert finished.code == 0, finished
     rows = rows_without_timings(folder)
@@ -97,6 +97,6 @@ def test_other_engines_train_and_resume_exactly(shards: Path, tmp_path: Path, en
     shutil.copytree(folder, again)
     shutil.rmtree(list_checkpoints(again)[0])
     finished = launch_run(shards, again, *options)
-    assert finished.code == 0 and "resuming at step 30" in finished.stdout, finished
+    assert finished.code == 0 and "resuming at step 45" in finished.stdout, finished
     assert differing_names(last_state(again), last_state(folder)) == []
     assert rows_without_timings(again) == rows

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,12 @@ def test_say_survives_a_reader_that_left(line: str) -> None:
         f"say('before'); sys.stdin.read(); say({line}); say('again'); print('alive', file=sys.stderr)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin and process.stdout and process.stderr
         assert process.stdout.readline() == "before\n"

@@ -89,8 +89,20 @@ def test_command_leaves_the_port_to_whoever_names_one(option: str) -> None:
     assert "--master_port" not in build_command([option], RUN, "the-id")
 
 
-def test_free_ports_differ_between_launches() -> None:
-    assert len({find_free_port() for _ in range(20)}) > 1
+def test_free_ports_differ_between_launches_and_are_not_taken_by_connections() -> None:
+    ports = {find_free_port() for _ in range(20)}
+    assert len(ports) > 1
+    assert all(20_000 <= port < 32_768 for port in ports)
+
+
+def test_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = find_free_port()
+    draws = iter([taken - launch.FIRST_PORT, 77])
+    monkeypatch.setattr(launch.secrets, "randbelow", lambda limit: next(draws))
+    with socket.socket() as listener:
+        listener.bind(("", taken))
+        listener.listen()
+        assert find_free_port() != taken
 
 
 @pytest.mark.parametrize(
