@@ -25,9 +25,15 @@ NUM_ROUNDS = tl.constexpr(counter_rng.NUM_ROUNDS)
 def philox_4x32_10(c0, c1, c2, c3, key_0, key_1):
     """The ten rounds on uint32 blocks of counter words c0..c3 and uint32 keys; returns four uint32 blocks."""
     for _ in tl.static_range(NUM_ROUNDS):
-        high_0, low_0 = tl.umulhi(c0, MULTIPLIER_0), c0 * MULTIPLIER_0
-        high_2, low_2 = tl.umulhi(c2, MULTIPLIER_2), c2 * MULTIPLIER_2
-        c0, c1, c2, c3 = high_2 ^ c1 ^ key_0, low_2, high_0 ^ c3 ^ key_1, low_0
+        # One 64-bit product is one instruction, its high and low words apart are two.
+        product_0 = c0.to(tl.uint64) * MULTIPLIER_0
+        product_2 = c2.to(tl.uint64) * MULTIPLIER_2
+        c0, c1, c2, c3 = (
+            (product_2 >> 32).to(tl.uint32) ^ c1 ^ key_0,
+            product_2.to(tl.uint32),
+            (product_0 >> 32).to(tl.uint32) ^ c3 ^ key_1,
+            product_0.to(tl.uint32),
+        )
         key_0, key_1 = key_0 + KEY_STEP_0, key_1 + KEY_STEP_1
     return c0, c1, c2, c3
 

@@ -1,26 +1,32 @@
-"""The public disentangled attention: one docstring, one set of argument checks, one choice of implementation.
+"""The public disentangled attention: one docstring, and the way of a call to its implementation.
 
-Used by: model. Tested by: tests/kernels/test_disentangled_attention.py, test_op_arguments.py.
-Not here: arithmetic (reference.py, eager.py); projections, and dropout of anything but the probabilities (model).
+Used by: model. Tested by: tests/kernels/test_disentangled_attention.py, test_triton_attention.py, test_op_arguments.py.
+Not here: arithmetic (reference.py, eager.py, launch.py); checks (arguments.py); the choice of implementation
+(dispatch.py); projections, and dropout of anything but the probabilities (model).
 """
 
-import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from disentangled.kernels.counter_rng import drop_threshold
-from disentangled.kernels.disentangled_attention import reference
+from disentangled.kernels.disentangled_attention import reference, registered
+from disentangled.kernels.disentangled_attention.arguments import (
+    check_dropout,
+    check_packed,
+    check_padded,
+    check_scale,
+    check_tensors,
+    read_starts,
+)
+from disentangled.kernels.disentangled_attention.dispatch import choose_implementation
 from disentangled.kernels.disentangled_attention.document_groups import packed_groups, padded_groups
-from disentangled.kernels.disentangled_attention.dropout import MAX_HEADS, MAX_KEYS, AttentionDropout
+from disentangled.kernels.disentangled_attention.dropout import AttentionDropout
 from disentangled.kernels.disentangled_attention.eager import DisentangledAttention
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
 # B batch  T query tokens  S key tokens  N heads  H head width
-
-IMPLEMENTATIONS = ("reference", "torch", "triton")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def disentangled_attention(
@@ -69,45 +75,66 @@ def disentangled_attention(
         dropout       which probabilities are dropped, as a function of sample, layer, head, query and key: dropout.py
         bucket_rule   "huggingface" or "microsoft", which differ for |i - j| >= max_relative_positions: log_bucket.py
         implementation
-                      "torch" (None means it too), or "reference" (slow; the truth of the tests)
+                      None chooses "triton" (fused kernels; half precision or float32, H <= 128, an NVIDIA GPU of
+                      compute capability 8.0 or newer) where it can run, else "torch" (plain torch, runs everywhere),
+                      and says so once: dispatch.py. By name, also "reference" (slow; the truth of the tests).
         returns       like query; zeros where a query has no live key, and at padding tokens
-    Numerics: "torch" has scores, softmax and sums in float32 (float64 for float64) and rounds once, to the inputs'
-        dtype. A query without a live key gets zeros; Hugging Face's code gives it uniform attention.
+    Numerics: scores, softmax and sums are float32 (float64 for float64) and results are rounded once, to the inputs'
+        dtype; "triton" also rounds position terms, probabilities and their gradients to it, between products. Under
+        torch.autocast the tensors are cast first, as scaled_dot_product_attention casts its own. A query without a
+        live key gets zeros; Hugging Face's code gives it uniform attention.
     Gradients: with respect to all five tensors; deterministic, as every sum has one place and a fixed order; zero at
         padding and for queries without a live key; no second derivatives.
-    Memory: "torch" keeps the probabilities for backward, 4 bytes a score (8 in float64), and a byte more with dropout.
-    Host: "torch" and "reference" read cu_seqlens on the host, which makes a GPU wait.
+    Memory: "triton" keeps the output and 4 bytes a query and head; backward has at most 256 MiB of workspace, or one
+        head's. "torch" keeps the probabilities, 4 bytes a score (8 in float64), and a byte more with dropout.
+    Host: "triton" never makes the host wait for a GPU and can be captured in a CUDA graph (after a first call, which
+        builds tables), so on a GPU it checks of cu_seqlens and max_seqlen all but the values, which must be right.
+        "torch" and "reference" read cu_seqlens on the host, which makes a GPU wait.
     Raises: ValueError for arguments that do not fit, RuntimeError for an implementation that cannot run here.
     Source: arXiv:2006.03654, section 3.1, equation 4. The paper indexes Qr by slot(j - i); its authors' code and
         Hugging Face's index it by slot(i - j), and so does this op. Logarithmic buckets are in the code only.
     """
-    implementation = implementation or "torch"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation {implementation!r} is unknown: give one of {', '.join(IMPLEMENTATIONS)}")
-    if implementation == "triton":
-        raise RuntimeError("disentangled_attention has no implementation 'triton' yet: use 'torch'")
     positions = Positions(position_buckets, max_relative_positions, bucket_rule)
-    _check_tensors(query, key, value, rel_key, rel_query, positions)
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale is {scale}: give a positive number, 1 / sqrt(head width * number of terms) in DeBERTa")
-
+    query, key, value = (_autocast(x) for x in (query, key, value))
+    rel_key, rel_query = (None if x is None else _autocast(x) for x in (rel_key, rel_query))
+    check_tensors(query, key, value, rel_key, rel_query, positions)
+    check_scale(scale)
     if query.dim() == 4:
-        _check_padded(query, key, key_padding_mask, cu_seqlens_q, cu_seqlens_k)
-        starts_q, starts_k = (tuple(x.shape[1] * row for row in range(x.shape[0] + 1)) for x in (query, key))
+        check_padded(query, key, key_padding_mask, cu_seqlens_q, cu_seqlens_k)
+        num_documents = query.shape[0]
     else:
-        if key_padding_mask is not None:
-            raise ValueError("key_padding_mask belongs to padded input: packed input has cu_seqlens_k instead")
-        starts_q = _read_starts("q", cu_seqlens_q, query.shape[0], max_seqlen_q)
-        starts_k = _read_starts("k", cu_seqlens_k, key.shape[0], max_seqlen_k)
-        if len(starts_q) != len(starts_k):
-            raise ValueError(
-                f"cu_seqlens_q has {len(starts_q) - 1} documents and cu_seqlens_k {len(starts_k) - 1}: they must agree"
-            )
+        num_documents = check_packed(query, key_padding_mask, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if dropout is not None:
-        _check_dropout(dropout, len(starts_q) - 1, query.shape[-2], key.shape[-3])
+        check_dropout(dropout, num_documents, query.shape[-2], key.shape[-3])
         if drop_threshold(dropout.probability) == 0:
             dropout = None
 
+    implementation = choose_implementation(implementation, query.device, query.dtype, query.shape[-1])
+    if implementation == "triton":
+        if query.dim() == 3 and query.device.type == "cpu" and not torch.compiler.is_compiling():
+            read_starts("q", cu_seqlens_q, query.shape[0], max_seqlen_q)
+            read_starts("k", cu_seqlens_k, key.shape[0], max_seqlen_k)
+        return registered.attend(
+            query,
+            key,
+            value,
+            rel_key,
+            rel_query,
+            positions=positions,
+            scale=scale,
+            key_padding_mask=key_padding_mask,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            max_seqlen_q=max_seqlen_q,
+            max_seqlen_k=max_seqlen_k,
+            dropout=dropout,
+        )
+
+    if query.dim() == 4:
+        starts_q, starts_k = (tuple(x.shape[1] * row for row in range(x.shape[0] + 1)) for x in (query, key))
+    else:
+        starts_q = read_starts("q", cu_seqlens_q, query.shape[0], max_seqlen_q)
+        starts_k = read_starts("k", cu_seqlens_k, key.shape[0], max_seqlen_k)
     q, k, v = (x.flatten(0, -3) for x in (query, key, value))
     if implementation == "reference":
         documents = [
@@ -126,76 +153,9 @@ def disentangled_attention(
     return output.view(query.shape)
 
 
-def _check_tensors(
-    query: Tensor, key: Tensor, value: Tensor, rel_key: Tensor | None, rel_query: Tensor | None, positions: Positions
-) -> None:
-    if query.dim() not in (3, 4):
-        raise ValueError(f"query has {query.dim()} dimensions: give [B, T, N, H], or [tokens, N, H] with cu_seqlens")
-    if query.dtype not in DTYPES:
-        raise ValueError(f"query is {query.dtype}: give float16, bfloat16, float32 or float64")
-    if key.shape != value.shape or key.dim() != query.dim() or key.shape[-2:] != query.shape[-2:]:
-        raise ValueError(
-            f"query {_shape(query)}, key {_shape(key)} and value {_shape(value)} do not fit: give key and value one "
-            "shape, with the heads and head width of query"
-        )
-    table_shape = (query.shape[-2], 2 * positions.att_span, query.shape[-1])
-    for name, x in (("key", key), ("value", value), ("rel_key", rel_key), ("rel_query", rel_query)):
-        if x is None:
-            continue
-        if x.dtype != query.dtype or x.device != query.device:
-            raise ValueError(
-                f"{name} is {x.dtype} on {x.device} and query {query.dtype} on {query.device}: give one kind"
-            )
-        if name.startswith("rel_") and x.shape != table_shape:
-            raise ValueError(
-                f"{name} is {_shape(x)}: with these heads and buckets it must be [N, 2k, H] = {[*table_shape]}"
-            )
-
-
-def _check_padded(
-    query: Tensor,
-    key: Tensor,
-    key_padding_mask: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-) -> None:
-    if cu_seqlens_q is not None or cu_seqlens_k is not None:
-        raise ValueError(f"cu_seqlens belong to packed input: query {_shape(query)} is padded, give key_padding_mask")
-    if query.shape[0] != key.shape[0]:
-        raise ValueError(f"query has {query.shape[0]} rows and key {key.shape[0]}: they must agree")
-    if key_padding_mask is None:
-        return
-    if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != key.shape[:2]:
-        raise ValueError(
-            f"key_padding_mask is {key_padding_mask.dtype} {_shape(key_padding_mask)}: "
-            f"give bool [B, S] = {[*key.shape[:2]]}, True where live"
-        )
-
-
-def _read_starts(side: str, cu_seqlens: Tensor | None, num_tokens: int, max_seqlen: int | None) -> tuple[int, ...]:
-    """cu_seqlens on the host, checked against the tokens and the longest document that the caller named."""
-    if cu_seqlens is None or cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or len(cu_seqlens) == 0:
-        raise ValueError(f"packed input needs cu_seqlens_{side}: give int32 [documents + 1], the first 0")
-    starts = tuple(cu_seqlens.tolist())
-    longest = max((stop - start for start, stop in pairwise(starts)), default=0)
-    if starts[0] != 0 or starts[-1] > num_tokens or any(start > stop for start, stop in pairwise(starts)):
-        raise ValueError(f"cu_seqlens_{side} must rise from 0 to at most {num_tokens}, the number of tokens")
-    if max_seqlen is not None and longest > max_seqlen:
-        raise ValueError(f"max_seqlen_{side} is {max_seqlen}, but a document has {longest} tokens: give at least that")
-    return starts
-
-
-def _check_dropout(dropout: AttentionDropout, num_documents: int, num_heads: int, num_keys: int) -> None:
-    for name, x in (("sample", dropout.sample), ("first_token", dropout.first_token)):
-        if x.shape != (num_documents,) or x.is_floating_point():
-            raise ValueError(
-                f"dropout.{name} is {x.dtype} {_shape(x)}: give integers, one for each of {num_documents} documents"
-            )
-    if num_heads > MAX_HEADS or num_keys > MAX_KEYS:
-        raise ValueError(
-            f"{num_heads} heads and {num_keys} keys: dropout's counter has room for {MAX_HEADS} and {MAX_KEYS}"
-        )
-
-
-def _shape(x: Tensor) -> list[int]:
-    return list(x.shape)
+def _autocast(x: Tensor) -> Tensor:
+    """x as scaled_dot_product_attention would take it: under torch.autocast in its dtype, unless x is float64."""
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x
+    return x.to(torch.get_autocast_dtype(kind)) if x.is_floating_point() and x.dtype != torch.float64 else x
