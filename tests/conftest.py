@@ -1,12 +1,22 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures that several folders of tests share.
 
+Without a GPU Triton's programs run in its interpreter, in the process of the tests. Triton looks at the variable when a
+program is defined, so it is set before anything imports Triton. Commands that tests start (tests/launching.py) do not
+see it.
+"""
+
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.data_prep.tiny_corpus import make_documents, write_txt
 from tests.launching import run_command
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ class Started:
 def start_command(*command: str) -> Iterator[Started]:
     """Run a command from the repository's root; whatever of it still runs at the end of the context is killed."""
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("TRITON_INTERPRET", None)  # tests/conftest.py sets it for its own process
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:

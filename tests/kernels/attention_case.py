@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disentangled.kernels.disentangled_attention import disentangled_attention
+from disentangled.kernels.disentangled_attention import AttentionDropout, disentangled_attention
 from tests.numerics import assert_no_worse_than_eager
 
 NAMES = ("output", "grad_query", "grad_key", "grad_value", "grad_rel_key", "grad_rel_query")
@@ -27,7 +27,18 @@ class AttentionCase:
         named = dict(zip(("query", "key", "value", "rel_key", "rel_query"), self.tensors, strict=True)) | tensors
         return replace(self, tensors=tuple(named.values()))
 
-    def run(self, implementation: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def on(self, device: torch.device | str) -> "AttentionCase":
+        """The same case with everything on a device."""
+
+        def moved(x: Any) -> Any:
+            if isinstance(x, AttentionDropout):
+                return replace(x, sample=x.sample.to(device), first_token=x.first_token.to(device))
+            return x.to(device) if isinstance(x, Tensor) else x
+
+        keywords = {name: moved(x) for name, x in self.keywords.items()}
+        return AttentionCase(tuple(moved(x) for x in self.tensors), self.grad_output.to(device), keywords)
+
+    def run(self, implementation: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The output and the gradient of every tensor that is there, in `dtype` (None: as the tensors are)."""
         leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in self.tensors]
         query, key, value, rel_key, rel_query = leaves

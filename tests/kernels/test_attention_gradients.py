@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from disentangled.kernels.disentangled_attention import AttentionDropout, disentangled_attention, eager
+from disentangled.kernels.disentangled_attention import AttentionDropout, disentangled_attention, eager, position_terms
 from tests.kernels.attention_case import AttentionCase, attention_case, cumulative_lengths
 
 MASK = torch.tensor([[True, False, True, True, True], [False] * 5, [True, True, False, False, True]])
@@ -53,7 +53,7 @@ def test_gradients_match_finite_differences(implementation: str, name: str) -> N
 
 
 def test_gradients_match_finite_differences_across_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(position_terms, "BLOCK_ROWS", 2)
     monkeypatch.setattr(eager, "CHUNK_SCORES_CPU", 1)  # one head at a time
     assert passes_gradcheck(CASES["mask and dropout"], "torch")
     assert passes_gradcheck(CASES["packed"], "torch")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from disentangled.kernels.disentangled_attention import disentangled_attention, eager
-from tests.kernels.attention_case import attention_case
+from disentangled.kernels.disentangled_attention import disentangled_attention, eager, position_terms
+from tests.kernels.attention_case import NAMES, attention_case
 
 TERMS = [{}, {"rel_key": None}, {"rel_query": None}, {"rel_key": None, "rel_query": None}]
 
@@ -127,8 +127,9 @@ def test_blocks_and_chunks_do_not_change_the_answer(heads: int, monkeypatch: pyt
     mask = mask_with_dead_row(2, 29)
     case = attention_case(23, 29, heads=heads, dtype=torch.float64, key_padding_mask=mask)
     whole = case.run("torch")
-    monkeypatch.setattr(eager, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(position_terms, "BLOCK_ROWS", 5)
     monkeypatch.setattr(eager, "CHUNK_SCORES_CPU", 2 * 2 * 23 * 29)  # two heads at a time
+    monkeypatch.setattr(eager, "LARGE_MATRIX", 1)
     for name, result in case.run("torch").items():
         torch.testing.assert_close(result, whole[name], msg=lambda text, name=name: f"{name}: {text}")
 
@@ -151,26 +152,39 @@ def test_large_half_precision_values_do_not_overflow(implementation: str) -> Non
         assert result.isfinite().all(), name
 
 
-def test_autocast_leaves_the_scores_in_float32() -> None:
+@pytest.mark.parametrize("implementation", ["reference", "torch", None])
+def test_autocast_casts_the_tensors_and_nothing_else(implementation: str | None) -> None:
+    """As scaled_dot_product_attention does: tensors go to autocast's dtype, so that the layers of a model agree on one
+    and the fused kernels run in it; float64 stays. What is computed then is what those tensors give without autocast.
+    """
     case = attention_case(40, head_width=64)
-    expected = case.run("torch")
+    half, double = (
+        case.with_tensors(
+            **{name.removeprefix("grad_"): x.to(dtype) for name, x in zip(NAMES[1:], case.tensors, strict=True)}
+        )
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    expected, expected_double = half.run(implementation), double.run(implementation)
     with torch.autocast("cpu", torch.bfloat16):
-        for name, result in case.run("torch").items():
-            assert torch.equal(result, expected[name]), name
+        results, results_double = case.run(implementation), double.run(implementation)
+    assert results["output"].dtype == torch.bfloat16
+    for name, result in results.items():
+        assert torch.equal(result, expected[name].to(result.dtype)), name
+        assert torch.equal(results_double[name], expected_double[name]), name
 
 
 def test_nothing_is_kept_when_no_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     case, forward, kept = attention_case(16), eager._forward, []
-    with_gradients = case.run("torch")["output"]
 
-    def recorded(*arguments: Any, **keywords: Any) -> tuple[Tensor | None, ...]:
-        context, *for_backward = forward(*arguments, **keywords)
-        kept.extend(for_backward)
-        return context, *for_backward
+    def recorded(*arguments: Any, **keywords: Any) -> tuple[Tensor, list[Tensor | None]]:
+        context, for_backward = forward(*arguments, **keywords)
+        kept.append(len(for_backward))
+        return context, for_backward
 
     monkeypatch.setattr(eager, "_forward", recorded)
+    with_gradients = case.run("torch")["output"]
     output = disentangled_attention(*case.tensors, **case.keywords)
-    assert kept == [None, None]
+    assert kept == [2, 0]  # probabilities, and the place of dropout's decisions
     assert torch.equal(output, with_gradients)
 
 

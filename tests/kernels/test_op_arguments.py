@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from disentangled.kernels.disentangled_attention import AttentionDropout
+from disentangled.kernels.disentangled_attention import AttentionDropout, dispatch
 from tests.kernels.attention_case import AttentionCase, attention_case, cumulative_lengths
+
+TRITON = ("triton",) if dispatch.IS_INTERPRETED else ()  # it has CPU tensors refused at once otherwise
 
 PADDED = attention_case(6, dropout=AttentionDropout(0.1, 1, 4, 0, torch.arange(2), torch.zeros(2, dtype=torch.int32)))
 PACKED = attention_case(
@@ -49,8 +51,17 @@ REFUSED = {
     "key_padding_mask belongs to padded input": PACKED.with_keywords(
         key_padding_mask=torch.ones(1, 6, dtype=torch.bool)
     ),
+    "key_padding_mask is on meta and query on cpu": PADDED.with_keywords(
+        key_padding_mask=torch.ones(2, 6, dtype=torch.bool, device="meta")
+    ),
     "packed input needs cu_seqlens_q": PACKED.with_keywords(cu_seqlens_q=None),
-    "packed input needs cu_seqlens_k": PACKED.with_keywords(cu_seqlens_k=torch.tensor([0, 6])),
+    r"cu_seqlens_k is torch.int64 \[2\]: packed input needs int32": PACKED.with_keywords(
+        cu_seqlens_k=torch.tensor([0, 6])
+    ),
+    r"cu_seqlens_q is torch.int32 \[0\]": PACKED.with_keywords(cu_seqlens_q=starts()),
+    "cu_seqlens_k is on meta and query on cpu": PACKED.with_keywords(cu_seqlens_k=starts(0, 2, 6).to("meta")),
+    "max_seqlen_k is -1: give the length of the longest": PACKED.with_keywords(max_seqlen_k=-1),
+    "key is torch.float32 on meta and query torch.float32 on cpu": tensors(PADDED, key=lambda x: x.to("meta")),
     "cu_seqlens_q has 2 documents and cu_seqlens_k 1": PACKED.with_keywords(cu_seqlens_k=starts(0, 6)),
     "cu_seqlens_k must rise from 0 to at most 6": PACKED.with_keywords(cu_seqlens_k=starts(0, 3, 7)),
     "cu_seqlens_q must rise": PACKED.with_keywords(cu_seqlens_q=starts(0, 5, 3)),
@@ -59,6 +70,10 @@ REFUSED = {
     "dropout probability 1.0": dropout(probability=1.0),
     r"dropout.sample is torch.int64 \[3\]: .* each of 2 documents": dropout(sample=torch.arange(3)),
     "dropout.first_token is torch.float32": dropout(first_token=torch.zeros(2)),
+    "dropout.seed is -1: give a number of 64 bits": dropout(seed=-1),
+    "dropout.seed is 18446744073709551616": dropout(seed=1 << 64),
+    "dropout.stream is 256: give one of 0..255": dropout(stream=256),
+    "dropout.layer is -1: give one of 0..255": dropout(layer=-1),
     "4097 heads and 1 keys: dropout's counter has room for 4096": attention_case(
         1, heads=4097, head_width=1, dropout=PADDED.keywords["dropout"]
     ),
@@ -67,7 +82,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_bad_arguments_are_named_in_one_line(message: str) -> None:
-    for implementation in ("reference", "torch"):
+    for implementation in ("reference", "torch", *TRITON):
         with pytest.raises(ValueError, match=message) as error:
             REFUSED[message].run(implementation)
         assert "\n" not in str(error.value)
@@ -78,9 +93,11 @@ def test_unknown_implementation_is_refused() -> None:
         PADDED.run("cuda")
 
 
-def test_triton_is_not_there_yet() -> None:
-    with pytest.raises(RuntimeError, match="no implementation 'triton' yet: use 'torch'"):
-        PADDED.run("triton")
+@pytest.mark.skipif(not TRITON, reason="runs in Triton's interpreter")
+def test_triton_asked_for_is_told_what_it_cannot_take() -> None:  # what the machine lacks: test_dispatch.py
+    double = {name: lambda x: x.double() for name in ("query", "key", "value", "rel_key", "rel_query")}
+    with pytest.raises(ValueError, match="implementation 'triton' cannot take this: the tensors are"):
+        tensors(PADDED, **double).run("triton")
 
 
 def test_packed_and_padded_cases_here_are_sound() -> None:
