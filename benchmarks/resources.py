@@ -112,15 +112,18 @@ class _Recorder:
         return record
 
 
-def recorded_launches(variant: Variant) -> list[Launch]:
-    """Every launch of one forward and backward pass, in order; nothing is computed."""
+def recorded_launches(variant: Variant, capability: int = 90) -> list[Launch]:
+    """Every launch of one forward and backward pass on such a GPU, in order; nothing is computed."""
     launches: list[Launch] = []
+    capability_of = launch.capability_of
     kernels = {name: x for name, x in vars(launch).items() if hasattr(x, "arg_names") and name.endswith("_kernel")}
     try:
         for name, kernel in kernels.items():
             setattr(launch, name, _Recorder(kernel, launches))
+        launch.capability_of = lambda _device: capability  # type: ignore[assignment]
         _run(variant)
     finally:
+        launch.capability_of = capability_of
         for name, kernel in kernels.items():
             setattr(launch, name, kernel)
     return launches
@@ -196,7 +199,8 @@ def _read_resources(compiled: Any, capability: int, elements_per_thread: float) 
         machine_code = _tool("cuobjdump", "-sass", str(binary)).stdout
         target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])
         assert target is not None
-        verbose = _tool("ptxas", "-v", "--gpu-name", target[1], str(assembly), "-o", os.devnull).stderr
+        assembler = "ptxas-blackwell" if capability >= 100 else "ptxas"
+        verbose = _tool(assembler, "-v", "--gpu-name", target[1], str(assembly), "-o", os.devnull).stderr
     registers = re.search(r"REG:(\d+)", usage)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", verbose)
     assert registers is not None and spills is not None, f"no resources in: {usage} {verbose}"
@@ -234,7 +238,7 @@ def rows(chosen: Sequence[Variant], capabilities: Sequence[int]) -> Iterator[dic
     """One row for each kernel of a step that is launched, in order."""
     for variant in chosen:
         for capability in capabilities:
-            for recorded in recorded_launches(variant):
+            for recorded in recorded_launches(variant, capability):
                 resources = compile_launch(recorded, capability)
                 yield {
                     "capability": capability,

@@ -10,6 +10,7 @@ Used by: registered.py, benchmarks/resources.py. Tested by: tests/kernels/test_t
 Not here: argument checks (op.py); torch.library (registered.py).
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ TABLE_SPLITS = 4
 FOLD_ROWS = 16
 END_ROWS = 64
 NO_LIMIT = 1 << 30
+# Hopper's and Blackwell's for data centres: products read their operands from shared memory.
+LARGE_TILE_CAPABILITIES = (90, 100, 103)
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,35 @@ class Config:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-def config(kernel: str, head_width: int, dtype: torch.dtype, has_mask: bool, has_dropout: bool) -> Config:
+def config(
+    kernel: str, head_width: int, dtype: torch.dtype, has_mask: bool, has_dropout: bool, capability: int = 90
+) -> Config:
     """What a kernel is launched with: the largest tiles that spill no register, by benchmarks/resources.py.
 
-    All kernels of the backward pass have one tile size, as they share what is stored by tiles.
+    All kernels of the backward pass have one tile size, as they share what is stored by tiles. Before Hopper, and on
+    GPUs for graphics, operands of products are held in registers and 64 x 64 tiles do not fit.
     """
     if dtype == torch.float32:
         return Config(block=16, num_warps=8, num_stages=1)
+    has_room = capability in LARGE_TILE_CAPABILITIES
     if head_width > 64:
-        return Config(block=32, num_warps=8, num_stages=1)
+        if has_dropout and not has_room:
+            return Config(block=16, num_stages=1)
+        return Config(block=32, num_warps=4 if kernel == "table_gradient" else 8, num_stages=1)
+    if not has_room:
+        return Config(block=32, num_stages=1)
     if has_dropout and (has_mask or kernel != "forward"):
         return Config(block=32)
     return Config(block=64, num_stages=1 if has_dropout or kernel == "far_key_value" else 2)
+
+
+@functools.cache
+def capability_of(device: torch.device) -> int:
+    """10 x compute capability; that of an H100 where there is none, as in the interpreter."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +296,7 @@ class _Call:
         """Of a kernel in this call."""
         problem = self.problem
         has_mask, has_dropout = problem.key_padding_mask is not None, problem.dropout is not None
-        return config(kernel, self.block_h, self.dtype, has_mask, has_dropout)
+        return config(kernel, self.block_h, self.dtype, has_mask, has_dropout, capability_of(self.device))
 
     def stored_rows(self, longest: int, last: int, other_last: int) -> tuple[int, int]:
         """Columns of a row of the stored dS, and how many of them come before the row's own tile.

@@ -97,9 +97,14 @@ def _problem(
     return Problem(positions, scale, key_padding_mask, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout)
 
 
-@torch.library.custom_op(
-    "disentangled::attention_forward", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
+# Not with torch.library.custom_op, whose first call imports torch's compiler, for seconds, and every call passes by it.
+torch.library.define("disentangled::attention_forward", f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+torch.library.define(
+    "disentangled::attention_backward", f"(Tensor grad_out, Tensor out, Tensor lse, {_ARGUMENTS}) -> Tensor[]"
 )
+
+
+@torch.library.impl("disentangled::attention_forward", ("cpu", "cuda"))
 def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, rel_key: Tensor | None, rel_query: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -110,18 +115,14 @@ def attention_forward(
         return launch.forward(query, key, value, rel_key, rel_query, _problem(*rest))
 
 
-@attention_forward.register_fake
+@torch.library.register_fake("disentangled::attention_forward")
 def _(query: Tensor, key: Tensor, value: Tensor, rel_key: Any, rel_query: Any, *rest: Any) -> tuple[Tensor, Tensor]:
     num_queries = math.prod(query.shape[:-2])
     lse = torch.empty((query.shape[-2], num_queries), dtype=torch.float32, device=query.device)
     return torch.empty(query.shape, dtype=query.dtype, device=query.device), lse
 
 
-@torch.library.custom_op(
-    "disentangled::attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_out, Tensor out, Tensor lse, {_ARGUMENTS}) -> Tensor[]",
-)
+@torch.library.impl("disentangled::attention_backward", ("cpu", "cuda"))
 def attention_backward(
     grad_out: Tensor,
     out: Tensor,
@@ -141,7 +142,7 @@ def attention_backward(
     return [x for x in gradients if x is not None]
 
 
-@attention_backward.register_fake
+@torch.library.register_fake("disentangled::attention_backward")
 def _(grad_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> list[Tensor]:
     present = [x for x in arguments[:_NUM_DIFFERENTIABLE] if x is not None]
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in present]
@@ -162,4 +163,9 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None
     return *present, *[None] * (_NUM_ARGUMENTS - _NUM_DIFFERENTIABLE)
 
 
-attention_forward.register_autograd(_backward, setup_context=_save_for_backward)
+def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
+    raise RuntimeError("disentangled_attention has no second derivatives: differentiate with create_graph=False")
+
+
+torch.library.register_autograd("disentangled::attention_forward", _backward, setup_context=_save_for_backward)
+torch.library.register_autograd("disentangled::attention_backward", _refuse_second_derivative)
