@@ -81,22 +81,21 @@ def test_one_graph_gives_what_no_graph_gives(name: str) -> None:
 
 
 def test_one_graph_serves_other_lengths() -> None:
-    """Sizes, lengths and the scale are symbols: a second length compiles nothing."""
+    """Sizes and lengths are symbols: a second length compiles nothing."""
     torch.compiler.reset()
-    compiled = torch.compile(
-        lambda *tensors: disentangled_attention(
-            *tensors[:5], cu_seqlens_q=tensors[5], cu_seqlens_k=tensors[5], position_buckets=8,
-            max_relative_positions=16, scale=0.25, implementation="triton",
-        ),
-        fullgraph=True, backend="aot_eager", dynamic=True,
-    )  # fmt: skip
-    for lengths in ((4, 5), (3, 2, 9)):
-        starts = cumulative_lengths(*lengths)
-        case = case_of(sum(lengths), batch=None, cu_seqlens_q=starts, cu_seqlens_k=starts)
-        case = case.with_keywords(scale=0.25)
-        with torch.no_grad(), torch.compiler.set_stance("default" if lengths == (4, 5) else "fail_on_recompile"):
-            output = compiled(*case.tensors, case.keywords["cu_seqlens_q"])
-            assert torch.equal(output, triton_call(case)(*case.tensors))
+
+    def call(*tensors: Tensor, starts: Tensor, scale: float, longest: int) -> Tensor:
+        return disentangled_attention(
+            *tensors, cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=longest, max_seqlen_k=longest,
+            position_buckets=8, max_relative_positions=16, scale=scale, implementation="triton",
+        )  # fmt: skip
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    for lengths, stance in (((4, 5), "default"), ((3, 2, 9), "fail_on_recompile")):
+        tensors = case_of(sum(lengths), batch=None).tensors
+        settings = {"starts": cumulative_lengths(*lengths).to(DEVICE), "scale": 0.25, "longest": max(lengths)}
+        with torch.no_grad(), torch.compiler.set_stance(stance):
+            assert torch.equal(compiled(*tensors, **settings), call(*tensors, **settings))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
