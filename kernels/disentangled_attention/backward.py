@@ -67,17 +67,19 @@ def add_sheared(
     """accumulator [BLOCK, BLOCK_H] += T E for the stored dS of rows row0 ..; their window is columns first .. stop - 1.
 
     Blocks of distances at either end of the window cover columns that do not exist, for some rows: those are masked.
+    An empty window may be anywhere, too far from the rows for the table.
     """
     offs_u, offs_h = tl.arange(0, BLOCK), tl.arange(0, BLOCK_H)
     begin = first - row0 - (BLOCK - 1)
+    end = tl.where(first < stop, stop - row0, begin)
     whole = tl.where(row0 + BLOCK <= num_rows, tl.maximum((stop - first) // BLOCK - 1, 0), 0) * BLOCK
     for part in tl.static_range(3):
         if part == 0:
-            from_shift, to_shift = begin, tl.minimum(begin + BLOCK, stop - row0)
+            from_shift, to_shift = begin, tl.minimum(begin + BLOCK, end)
         elif part == 1:
             from_shift, to_shift = begin + BLOCK, begin + BLOCK + whole
         else:
-            from_shift, to_shift = begin + BLOCK + whole, stop - row0
+            from_shift, to_shift = begin + BLOCK + whole, end
         for shift in tl.range(from_shift, to_shift, BLOCK):
             sheared = load_sheared(grad_scores_ptr, row0, num_rows, first, stop, origin, width, shift, BLOCK, part != 1)
             table_row = table_offset + SIGN * (shift + offs_u)

@@ -1,4 +1,7 @@
-"""Every kernel test runs on one thread, and with NaN in all memory that our code asks for and does not fill itself."""
+"""Every kernel test runs on one thread, with NaN in all memory that our code asks for and does not fill itself.
+
+In Triton's interpreter no program reads or writes outside of its tensors, either (memory_guard.py).
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+try:
+    from tests.kernels.memory_guard import checked_accesses
+except ModuleNotFoundError:  # no Triton for this machine: nothing to guard
+    from contextlib import nullcontext as checked_accesses
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +42,9 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def accesses_in_bounds() -> Iterator[None]:
+    with checked_accesses():
+        yield
