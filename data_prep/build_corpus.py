@@ -55,8 +55,8 @@ from disentangled.data_prep.work_units import Unit, plan_units
 
 CONSEQUENCE = "what is committed stays, the same command goes on from there"
 _HEAD_BYTES = 1 << 20
-# options that name places or are spelled out in the plan otherwise
-_NOT_IN_PLAN = ("inputs", "output", "sources", "tokenizer")
+# options that name places or are spelled out in the plan otherwise; skip_bad_text may change: see reload_unit
+_NOT_IN_PLAN = ("inputs", "output", "sources", "tokenizer", "skip_bad_text")
 
 
 class _Encoded:
@@ -96,7 +96,7 @@ def build_corpus(options: BuildOptions, pool: TaskPool, progress: Progress) -> M
             # the same command cannot do better: there is nothing to go on with
             folder.discard()
             raise
-        collect_rejects(folder.path, units)
+        collect_rejects(folder.path, encoded.in_order())
         write_report(folder.path, manifest, encoded.in_order())
         write_file(folder.path / MANIFEST_NAME, encode_json(manifest))
         folder.finish()
@@ -117,7 +117,7 @@ def _encode_units(
     encoded = _Encoded(tokenizer.num_pieces)
     missing = []
     for unit in units:
-        committed = reload_unit(directory, unit, tokenizer.num_pieces)
+        committed = reload_unit(directory, unit, tokenizer.num_pieces, options.skip_bad_text)
         if committed:
             encoded.add(committed)
         else:
@@ -134,7 +134,8 @@ def _encode_units(
     )
     tasks = [(unit, prepared.copies_in(unit)) for unit in missing]
     failures = run_units(pool, job, missing, tasks, encoded.add, progress, "encoding")
-    kept = f"; {len(encoded.records)} of {len(units)} units are committed, the same command goes on from there"
+    committed = f"{len(encoded.records)} of {len(units)} units are committed"
+    kept = f"; {committed}, with the same inputs the command goes on from there"
     refuse_failures(failures, kept if encoded.records else "")
     return encoded
 

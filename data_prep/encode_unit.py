@@ -20,7 +20,7 @@ import numpy.typing as npt
 from disentangled.data_prep.build_folder import unit_record_path
 from disentangled.data_prep.clean import CleaningRules
 from disentangled.data_prep.encode_text import encode_documents
-from disentangled.data_prep.read_unit import EMPTY, PlacedDocument, Rejects, read_unit
+from disentangled.data_prep.read_unit import BAD_TEXT, EMPTY, PlacedDocument, Rejects, read_unit
 from disentangled.data_prep.sample_text import DocumentPlace
 from disentangled.data_prep.shard_schema import (
     SPLITS,
@@ -125,17 +125,21 @@ class EncodeJob:
             length_counts=tuple(length_counts.tolist()),
         )
         path = unit_record_path(self.directory, unit.index)
-        write_file(path.with_suffix(".jsonl"), rejects.encode())
+        if rejects.rows:
+            write_file(path.with_suffix(".jsonl"), rejects.encode())
         write_file(path, (json.dumps(asdict(record)) + "\n").encode())
         return EncodedUnit(record, np.stack([writer.piece_counts for writer in writers]))
 
 
-def reload_unit(directory: Path, unit: Unit, num_pieces: int) -> EncodedUnit | None:
-    """Return what an earlier run has committed of a unit, None where that is nothing, or not whole any more."""
+def reload_unit(directory: Path, unit: Unit, num_pieces: int, skip_bad_text: bool) -> EncodedUnit | None:
+    """Return what an earlier run has committed of a unit; None where that is nothing, is not whole any more, or has
+    skipped bad text that is not to be skipped now."""
     path = unit_record_path(directory, unit.index)
     if not path.exists():
         return None
     record: UnitRecord = decode_fields(UnitRecord, json.loads(path.read_bytes()), str(path), "record")
+    if BAD_TEXT in record.rejects and not skip_bad_text:
+        return None
     counts = np.zeros((len(SPLITS), num_pieces), dtype=np.int64)
     for shard in record.shards:
         try:

@@ -17,17 +17,16 @@ from disentangled.data_prep.draw_lengths import draw_lengths
 from disentangled.data_prep.encode_unit import NUM_LONGEST, UnitRecord
 from disentangled.data_prep.shard_schema import SPLITS, Manifest, sum_records
 from disentangled.data_prep.whole_file import create_file, write_file
-from disentangled.data_prep.work_units import Unit
 
 REPORT_NAME = "report.md"
 PICTURE_NAME = "lengths.svg"
 REJECTS_NAME = "rejects.jsonl"
 
 
-def collect_rejects(directory: Path, units: Sequence[Unit]) -> None:
+def collect_rejects(directory: Path, records: Sequence[UnitRecord]) -> None:
     """Put the units' rejected documents together, in the order of the inputs; no file where there are none."""
-    paths = [unit_record_path(directory, unit.index).with_suffix(".jsonl") for unit in units]
-    if any(path.stat().st_size for path in paths):
+    paths = [unit_record_path(directory, record.unit).with_suffix(".jsonl") for record in records if record.rejects]
+    if paths:
         with create_file(directory / REJECTS_NAME) as file:
             for path in paths:
                 file.write(path.read_bytes())
@@ -80,7 +79,7 @@ def describe_build(manifest: Manifest, records: Sequence[UnitRecord]) -> str:
         lines += [f"| {name} | {rejects[reason]:,} | left out: {reason} |" for reason in sorted(rejects)]
         lines += [f"| {name} | {changes[change]:,} | {change} |" for change in sorted(changes)]
     if lines[-1].startswith("|---"):
-        lines[-3:] = ["None."]
+        lines[-3:] = ["", "None."]
     lines += ["", "## Lengths", "", f"![tokens in a document]({PICTURE_NAME})", ""]
     lines += ["Longest documents:", "", "| source | tokens | file | starts at |", "|---|---|---|---|"]
     for name in manifest.sources:
