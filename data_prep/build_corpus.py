@@ -134,8 +134,8 @@ def _encode_units(
     )
     tasks = [(unit, prepared.copies_in(unit)) for unit in missing]
     failures = run_units(pool, job, missing, tasks, encoded.add, progress, "encoding")
-    committed = f"{len(encoded.records)} of {len(units)} units are committed"
-    kept = f"; {committed}, with the same inputs the command goes on from there"
+    progress_made = f"{len(encoded.records)} of {len(units)} units are committed"
+    kept = f"; {progress_made}, with the same inputs the command goes on from there"
     refuse_failures(failures, kept if encoded.records else "")
     return encoded
 

@@ -1,6 +1,6 @@
 """The options of build_corpus: what they are, their limits, and how the command line spells them.
 
-Used by: build_corpus.py. Tested by: tests/data_prep/test_build_options.py, test_build_corpus_command.py.
+Used by: build_corpus.py. Tested by: tests/data_prep/test_build_corpus_command.py.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     read_unit -> split -> encode_text -> write_shards
 
-Used by: build_corpus.py. Tested by: tests/data_prep/test_encode_unit.py, test_build_corpus.py.
+Used by: build_corpus.py. Tested by: tests/data_prep/test_build_corpus.py, test_build_failures.py.
 Not here: what must be known of the whole text before (prepare_text.py), the manifest (build_corpus.py).
 """
 

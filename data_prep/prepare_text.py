@@ -2,11 +2,12 @@
 
 The scans of all units (scan_unit.py) are put together here, in one process; none of it depends on their order. Where
 no scan is needed, the text is read once only. What was found is kept, so that a build that is stopped later does not
-scan again.
+scan again. A sample may end up smaller than asked for: what turns out to be a copy is taken out of it afterwards.
 
 Used by: build_corpus.py. Tested by: tests/data_prep/test_prepare_text.py, test_build_corpus.py.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,6 @@ class _Findings:
 
     def __init__(self, sources: Sequence[Source], options: BuildOptions) -> None:
         self.text_bytes = {source.name: 0 for source in sources}
-        self.smallest = {source.name: np.empty(0, dtype=np.uint64) for source in sources}
         self.samples = {source.name: TextSample(options.tokenizer_sample_bytes, options.seed) for source in sources}
         self._floor = options.validation_floor
         self._scans: dict[int, UnitScan] = {}
@@ -59,21 +59,28 @@ class _Findings:
     def add(self, scan: UnitScan) -> None:
         name = scan.unit.source
         self.text_bytes[name] += scan.text_bytes
-        self.smallest[name] = smallest_distinct([self.smallest[name], scan.smallest_hashes], self._floor)
         self.samples[name].absorb(scan.sample)
-        self._scans[scan.unit.index] = UnitScan(
-            scan.unit, 0, np.empty(0, np.uint64), TextSample(0, 0), scan.keys, scan.places
-        )
+        # the sample has gone into its source's
+        self._scans[scan.unit.index] = dataclasses.replace(scan, sample=TextSample(0, 0))
 
-    def find_copies(self) -> npt.NDArray[np.int64]:
-        """Return PreparedText.copies."""
+    def conclude(self, base: int) -> PreparedText:
+        """Return what follows from all scans; base is the threshold without a floor."""
         scans = [self._scans[index] for index in sorted(self._scans)]
-        if not scans:
-            return np.empty((0, 3), dtype=np.int64)
-        rows = find_duplicates(np.concatenate([scan.keys for scan in scans]))
-        units = np.repeat([scan.unit.index for scan in scans], [len(scan.keys) for scan in scans])
-        places = np.concatenate([scan.places for scan in scans]).astype(np.int64)
-        return np.column_stack((units[rows], places[rows]))
+        hashes: dict[str, list[npt.NDArray[np.uint64]]] = {name: [np.empty(0, np.uint64)] for name in self.text_bytes}
+        copies = [np.empty((0, 3), dtype=np.int64)]
+        rows = find_duplicates(np.concatenate([np.empty((0, 2), np.uint64), *(scan.keys for scan in scans)]))
+        first = 0
+        for scan in scans:
+            own = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(scan.keys))] - first
+            first += len(scan.keys)
+            copies.append(np.column_stack((np.full(len(own), scan.unit.index), scan.places[own].astype(np.int64))))
+            # copies will not be there: they do not fill the floor
+            hashes[scan.unit.source].append(np.delete(scan.hashes, own) if self._floor else scan.hashes)
+        thresholds = {
+            name: raise_to_floor(base, self._floor, smallest_distinct(found, self._floor))
+            for name, found in hashes.items()
+        }
+        return PreparedText(thresholds, np.concatenate(copies))
 
 
 def prepare_text(
@@ -92,10 +99,7 @@ def prepare_text(
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if tokenizer is None or options.validation_floor or options.cleaning.drop_duplicates:
         findings = _scan(pool, units, sources, options, base, progress)
-        thresholds = {
-            name: raise_to_floor(base, options.validation_floor, hashes) for name, hashes in findings.smallest.items()
-        }
-        prepared = PreparedText(thresholds, findings.find_copies())
+        prepared = findings.conclude(base)
         if tokenizer is None:
             lines = _choose_lines(findings, prepared, sources, options)
             task = progress.add_task(f"training {options.vocab_size:,} pieces", total=None)

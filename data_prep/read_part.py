@@ -1,6 +1,6 @@
 """Reads the documents of one part of a unit, whatever its container, and notices a file that changes meanwhile.
 
-Used by: read_unit.py. Tested by: tests/data_prep/test_read_part.py.
+Used by: read_unit.py. Tested by: tests/data_prep/test_read_unit.py.
 """
 
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 It holds nothing that a second build of the same inputs would not say again: no times, no places.
 
-Used by: build_corpus.py. Tested by: tests/data_prep/test_run_report.py.
+Used by: build_corpus.py. Tested by: tests/data_prep/test_build_ranks.py.
 Not here: the picture itself (draw_lengths.py), the manifest.
 """
 

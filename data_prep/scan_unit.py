@@ -2,7 +2,7 @@
 
 It is run only where it is needed: to train a tokenizer, to fill a validation floor or to find exact copies.
 
-Used by: prepare_text.py. Tested by: tests/data_prep/test_scan_unit.py.
+Used by: prepare_text.py. Tested by: tests/data_prep/test_prepare_text.py.
 Not here: what follows from the scans of all units (prepare_text.py, find_duplicates.py).
 """
 
@@ -24,13 +24,14 @@ from disentangled.data_prep.work_units import Unit
 class UnitScan:
     """What one unit holds.
 
-    smallest_hashes [<= floor] uint64, sorted: its smallest different split hashes. Where copies are looked for, keys
+    hashes uint64: where there is a floor, the `floor` smallest different split hashes, sorted; where copies are looked
+    for as well, those of all documents, in order, as copies do not count. Where copies are looked for, keys
     [num_documents, 2] uint64: 128 bits of each text's hash; places [num_documents, 2] uint64: file and byte of each.
     """
 
     unit: Unit
     text_bytes: int
-    smallest_hashes: npt.NDArray[np.uint64]
+    hashes: npt.NDArray[np.uint64]
     sample: TextSample
     keys: npt.NDArray[np.uint64]
     places: npt.NDArray[np.uint64]
@@ -62,16 +63,17 @@ class ScanJob:
                 sample.offer(document.text, document.place, drawn)
             if self.floor:
                 hashes.append(drawn)
-                if len(hashes) > max(self.floor, 1 << 16):
+                if not self.rules.drop_duplicates and len(hashes) > max(self.floor, 1 << 16):
                     smallest, hashes = smallest_distinct([smallest, _as_uint64(hashes)], self.floor), array("Q")
             if self.rules.drop_duplicates:
                 digest = xxhash.xxh3_128_intdigest(document.utf8)
                 keys.extend((digest >> 64, digest & (1 << 64) - 1))
                 places.extend(document.place)
+        all_hashes = _as_uint64(hashes)
         return UnitScan(
             unit=unit,
             text_bytes=text_bytes,
-            smallest_hashes=smallest_distinct([smallest, _as_uint64(hashes)], self.floor),
+            hashes=all_hashes if self.rules.drop_duplicates else smallest_distinct([smallest, all_hashes], self.floor),
             sample=sample,
             keys=_as_uint64(keys).reshape(-1, 2),
             places=_as_uint64(places).reshape(-1, 2),

@@ -47,3 +47,13 @@ def test_error_in_the_child_reaches_the_caller():
 def test_training_on_nothing_is_refused():
     with pytest.raises(ValueError, match="no text to train a tokenizer on"):
         train_model([], TrainingOptions(NUM_PIECES))
+
+
+def test_without_byte_fallback_rare_characters_are_unknown():
+    lines = [*LINES * 40, "\u00df"]
+    plain = parse_tokenizer(train_model(lines, TrainingOptions(120, byte_fallback=False)), "spm.model")
+    assert len(plain.byte_ids) == 0
+    assert plain.special_ids.unk in plain.processor.encode("\u00df")
+    covered = train_model(lines, TrainingOptions(120, byte_fallback=False, character_coverage=1.0))
+    whole = parse_tokenizer(covered, "spm.model")
+    assert whole.special_ids.unk not in whole.processor.encode("\u00df")
