@@ -81,3 +81,13 @@ def test_sample_can_lose_documents_and_shrink():
     assert sample.lines() == [line for document in make_documents(50)[10:40] for line in document.split("\n")]
     sample.shrink(1000)
     assert 0 < sample.num_bytes == sum(len(line.encode()) for line in sample.lines()) <= 1000
+
+
+@pytest.mark.parametrize("max_bytes", [700, 1000, 1250])
+def test_short_lines_of_one_part_do_not_fill_what_long_ones_of_another_left(max_bytes: int):
+    documents = [f"{index:03d}" + "x" * (300 if index < 50 else 2) for index in range(100)]
+    long, short = TextSample(max_bytes, 1), TextSample(max_bytes, 1)
+    for row, document in enumerate(documents):
+        (long if row < 50 else short).offer(document, (0, row), 0)
+    short.absorb(long)
+    assert short.lines() == draw_sample(documents, max_bytes)
