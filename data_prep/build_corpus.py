@@ -1,18 +1,22 @@
-"""The command that turns text into a dataset of tokenized Arrow shards.
+"""The command that turns text into a dataset of tokenized Arrow shards, in one process or on all ranks of an MPI job.
 
     python -m disentangled.data_prep.build_corpus --input TEXT... --output DIR --train-tokenizer --vocab-size 8000
+    mpirun -n 9 python -m disentangled.data_prep.build_corpus ...
 
-One pass over the text, or two when the tokenizer is trained here: the first samples lines of the training split, the
-second goes   read_text -> split -> encode_text -> write_shards   document by document, in the order of the sorted
-inputs. Memory does not grow with the corpus. The same inputs and options give the same bytes again.
+The inputs are cut into units of work (work_units.py). Each is encoded and committed by itself (encode_unit.py), by
+whichever process is free (task_pool.py); where more must be known of the whole text, every unit is scanned before
+(prepare_text.py). The same inputs and options give the same bytes, on any number of ranks, and also when the build was
+killed and started again: then it goes on from the units that are committed. Memory does not grow with the corpus.
 
-Used by: the command line, tests. Tested by: tests/data_prep/test_build_corpus.py, test_build_corpus_command.py.
-Not here: several sources, cleaning, deduplication, Parquet, several processes.
+Used by: the command line, tests. Tested by: tests/data_prep/test_build_corpus.py, test_build_corpus_command.py,
+test_build_ranks.py. Not here: near-duplicates, remote files.
 """
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -20,177 +24,188 @@ import xxhash
 from rich.console import Console
 from rich.progress import Progress
 
+from disentangled.data_prep.build_folder import BuildFolder
 from disentangled.data_prep.build_options import BuildOptions, parse_options
-from disentangled.data_prep.command_line import run_command
-from disentangled.data_prep.dataset_folder import DatasetFolder
+from disentangled.data_prep.command_line import EXIT_MISTAKE, run_command
 from disentangled.data_prep.describe_dataset import describe_dataset
-from disentangled.data_prep.encode_text import CHUNKING, encode_documents
-from disentangled.data_prep.read_text import BadText, Document, TextFile, find_text_files, read_documents
-from disentangled.data_prep.sample_text import TextSample
+from disentangled.data_prep.encode_text import CHUNKING
+from disentangled.data_prep.encode_unit import EncodedUnit, EncodeJob, UnitRecord, reload_unit
+from disentangled.data_prep.find_inputs import TextFile, find_grouped_files
+from disentangled.data_prep.prepare_text import PreparedText, prepare_text
+from disentangled.data_prep.read_unit import BAD_TEXT, EMPTY
+from disentangled.data_prep.run_report import REJECTS_NAME, REPORT_NAME, collect_rejects, first_reject, write_report
+from disentangled.data_prep.run_units import refuse_failures, run_units
 from disentangled.data_prep.shard_schema import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     SPLITS,
-    TOKENIZER_NAME,
     DatasetIdentity,
     InputRecord,
     Manifest,
-    ShardRecord,
     compute_dataset_id,
     encode_json,
     sum_records,
 )
-from disentangled.data_prep.split import assign_to_validation
-from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer, parse_tokenizer
-from disentangled.data_prep.train_tokenizer import train_model_in_child
+from disentangled.data_prep.sources import DEFAULT_NAME, Source, load_sources
+from disentangled.data_prep.task_pool import MpiPool, SerialPool, TaskPool, join_mpi, serve_tasks
+from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer
 from disentangled.data_prep.unigram_entropy import unigram_cross_entropy_nats, unigram_entropy_nats
-from disentangled.data_prep.write_shards import EncodedDocuments, ShardWriter
+from disentangled.data_prep.whole_file import write_file
+from disentangled.data_prep.work_units import Unit, plan_units
 
-SOURCE = "text"
-# enough text for SentencePiece to run at full speed, small enough to keep memory flat
-BATCH_CHARACTERS = 1 << 20
+CONSEQUENCE = "what is committed stays, the same command goes on from there"
 _HEAD_BYTES = 1 << 20
+# options that name places or are spelled out in the plan otherwise; skip_bad_text may change: see reload_unit
+_NOT_IN_PLAN = ("inputs", "output", "sources", "tokenizer", "skip_bad_text")
 
 
-def build_corpus(options: BuildOptions, bad_text: BadText, progress: Progress) -> Manifest:
-    """Build the dataset in options.output and return its manifest; on any exception nothing is left there.
+class _Encoded:
+    """What has come of the units so far; nothing in it depends on their order."""
 
-    bad_text collects what was skipped. Raises ValueError for a user's mistake and OSError for what the disk refuses.
+    def __init__(self, num_pieces: int) -> None:
+        self.records: dict[int, UnitRecord] = {}
+        self.piece_counts = np.zeros((len(SPLITS), num_pieces), dtype=np.int64)
+
+    def add(self, unit: EncodedUnit) -> None:
+        self.records[unit.record.unit] = unit.record
+        self.piece_counts += unit.piece_counts
+
+    def in_order(self) -> list[UnitRecord]:
+        return [self.records[index] for index in sorted(self.records)]
+
+
+def build_corpus(options: BuildOptions, pool: TaskPool, progress: Progress) -> Manifest:
+    """Build the dataset in options.output, or finish it, and return its manifest.
+
+    Raises ValueError for a user's mistake and OSError for what the disk refuses; what is committed by then stays.
     """
-    files = find_text_files(options.inputs)
-    with DatasetFolder(options.output) as folder:
-        if options.tokenizer is not None:
-            tokenizer = load_tokenizer(options.tokenizer)
-        else:
-            tokenizer = _train_tokenizer(files, options, progress)
-        folder.write_file(TOKENIZER_NAME, tokenizer.model)
-        identity = DatasetIdentity(
-            schema_version=SCHEMA_VERSION,
-            tokenizer_sha256=tokenizer.sha256,
-            sentencepiece_version=spm.__version__,
-            normalizer=tokenizer.normalizer,
-            chunking=CHUNKING,
-            vocab_size=tokenizer.vocab_size,
-            num_pieces=tokenizer.num_pieces,
-            special_ids=tokenizer.special_ids,
-            sources=(SOURCE,),
-            seed=options.seed,
-            validation_fraction=options.validation_fraction,
-        )
-        writers = {
-            split: ShardWriter(folder, identity, split, SOURCE, options.shard_tokens, tokenizer.byte_ids)
-            for split in SPLITS
-        }
-        num_empty = _encode_files(files, options, tokenizer, writers, bad_text, progress)
-        for writer in writers.values():
-            writer.close()
-        splits = {split: tuple(writer.records) for split, writer in writers.items()}
-        _refuse_empty_splits(splits, options, bad_text)
-        training_counts = writers["train"].piece_counts
-        manifest = Manifest(
-            **{field.name: getattr(identity, field.name) for field in dataclasses.fields(identity)},
-            dataset_id=compute_dataset_id(identity, splits),
-            training_unigram_entropy_nats=unigram_entropy_nats(training_counts),
-            validation_unigram_cross_entropy_nats=unigram_cross_entropy_nats(
-                writers["validation"].piece_counts, training_counts
-            ),
-            num_bad_documents=bad_text.num_documents,
-            num_empty_documents=num_empty,
-            inputs=tuple(_describe_input(file) for file in files),
-            totals=sum_records(tuple(record for records in splits.values() for record in records)),
-            counts={split: sum_records(records) for split, records in splits.items()},
-            splits=splits,
-        )
-        folder.write_file(MANIFEST_NAME, encode_json(manifest))
+    sources = load_sources(options.sources) if options.sources else (Source(DEFAULT_NAME, 1.0, options.inputs),)
+    files = find_grouped_files([source.inputs for source in sources])
+    units = plan_units(
+        [(source.name, group) for source, group in zip(sources, files, strict=True)], options.range_bytes
+    )
+    inputs = tuple(_describe_input(file) for group in files for file in group)
+    plan = _describe_plan(options, sources, files, inputs)
+    with BuildFolder(options.output, plan) as folder:
+        prepared, tokenizer = prepare_text(pool, units, sources, options, folder.path, progress)
+        identity = _identify(options, sources, tokenizer)
+        encoded = _encode_units(pool, units, options, prepared, tokenizer, identity, folder.path, progress)
+        try:
+            manifest = _summarize(encoded, identity, inputs, folder.path)
+        except ValueError:
+            # the same command cannot do better: there is nothing to go on with
+            folder.discard()
+            raise
+        collect_rejects(folder.path, encoded.in_order())
+        write_report(folder.path, manifest, encoded.in_order())
+        write_file(folder.path / MANIFEST_NAME, encode_json(manifest))
+        folder.finish()
     return manifest
 
 
-def _read_files(
-    files: list[TextFile], options: BuildOptions, bad_text: BadText, progress: Progress, title: str
-) -> Iterator[tuple[TextFile, Iterator[Document]]]:
-    """Yield each file with its documents, and move a progress bar by the bytes read."""
-    task = progress.add_task(title, total=sum(file.size_bytes for file in files))
-    bytes_before = 0
-    for file in files:
-
-        def advance(stored_bytes: int, start: int = bytes_before) -> None:
-            progress.update(task, completed=start + stored_bytes)
-
-        yield file, read_documents(file, options.text_field, bad_text, advance)
-        bytes_before += file.size_bytes
-
-
-def _train_tokenizer(files: list[TextFile], options: BuildOptions, progress: Progress) -> Tokenizer:
-    """Train on a sample of the training split; validation text is not seen."""
-    assert options.vocab_size is not None
-    sample = TextSample(options.tokenizer_sample_bytes, options.seed)
-    for _, documents in _read_files(files, options, BadText(options.skip_bad_text), progress, "sampling text"):
-        for document in documents:
-            if not assign_to_validation(document.text.encode(), options.seed, options.validation_fraction):
-                sample.offer(document.text)
-    task = progress.add_task(f"training {options.vocab_size:,} pieces", total=None)
-    model = train_model_in_child(sample.lines(), options.vocab_size)
-    progress.update(task, total=1, completed=1)
-    return parse_tokenizer(model, TOKENIZER_NAME)
-
-
-def _encode_files(
-    files: list[TextFile],
+def _encode_units(
+    pool: TaskPool,
+    units: Sequence[Unit],
     options: BuildOptions,
+    prepared: PreparedText,
     tokenizer: Tokenizer,
-    writers: dict[str, ShardWriter],
-    bad_text: BadText,
+    identity: DatasetIdentity,
+    directory: Path,
     progress: Progress,
-) -> int:
-    """Send every document to its split's writer; return how many documents had no token."""
-    num_empty = 0
-    for file, documents in _read_files(files, options, bad_text, progress, "encoding"):
-        for batch in _batch_documents(documents):
-            utf8 = [document.text.encode() for document in batch]
-            tokens, lengths = encode_documents(tokenizer.processor, [document.text for document in batch])
-            encoded = EncodedDocuments(
-                file=file.name,
-                tokens=tokens,
-                lengths=lengths,
-                start_bytes=np.array([document.start_byte for document in batch], dtype=np.int64),
-                text_bytes=np.array([len(text) for text in utf8], dtype=np.int64),
-            )
-            fraction = options.validation_fraction
-            validation = np.array([assign_to_validation(text, options.seed, fraction) for text in utf8])
-            writers["train"].append(encoded.select(~validation & (lengths > 0)))
-            writers["validation"].append(encoded.select(validation & (lengths > 0)))
-            num_empty += int(np.count_nonzero(lengths == 0))
-    return num_empty
+) -> _Encoded:
+    """Encode the units that are not committed yet; on any failure the others are, and the first is raised."""
+    encoded = _Encoded(tokenizer.num_pieces)
+    missing = []
+    for unit in units:
+        committed = reload_unit(directory, unit, tokenizer.num_pieces, options.skip_bad_text)
+        if committed:
+            encoded.add(committed)
+        else:
+            missing.append(unit)
+    job = EncodeJob(
+        directory=directory,
+        identity=identity,
+        tokenizer_model=tokenizer.model,
+        thresholds=prepared.thresholds,
+        text_field=options.text_field,
+        skip_bad_text=options.skip_bad_text,
+        rules=options.cleaning,
+        shard_tokens=options.shard_tokens,
+    )
+    tasks = [(unit, prepared.copies_in(unit)) for unit in missing]
+    failures = run_units(pool, job, missing, tasks, encoded.add, progress, "encoding")
+    progress_made = f"{len(encoded.records)} of {len(units)} units are committed"
+    kept = f"; {progress_made}, with the same inputs the command goes on from there"
+    refuse_failures(failures, kept if encoded.records else "")
+    return encoded
 
 
-def _batch_documents(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Yield lists of about BATCH_CHARACTERS characters."""
-    batch: list[Document] = []
-    num_characters = 0
-    for document in documents:
-        batch.append(document)
-        # one for the document itself: a flood of empty ones must not pile up either
-        num_characters += len(document.text) + 1
-        if num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
+def _identify(options: BuildOptions, sources: Sequence[Source], tokenizer: Tokenizer) -> DatasetIdentity:
+    return DatasetIdentity(
+        schema_version=SCHEMA_VERSION,
+        tokenizer_sha256=tokenizer.sha256,
+        sentencepiece_version=spm.__version__,
+        normalizer=tokenizer.normalizer,
+        chunking=CHUNKING,
+        cleaning=options.cleaning.describe(),
+        vocab_size=tokenizer.vocab_size,
+        num_pieces=tokenizer.num_pieces,
+        special_ids=tokenizer.special_ids,
+        sources=tuple(source.name for source in sources),
+        source_weights=tuple(source.weight for source in sources),
+        seed=options.seed,
+        validation_fraction=options.validation_fraction,
+        validation_floor=options.validation_floor,
+    )
 
 
-def _refuse_empty_splits(splits: dict[str, tuple[ShardRecord, ...]], options: BuildOptions, bad_text: BadText) -> None:
-    """Refuse a corpus without documents and a division that leaves one split without any."""
-    num_documents = sum(record.num_documents for records in splits.values() for record in records)
-    if not num_documents:
-        skipped = f" ({bad_text.num_documents} bad ones skipped, first: {bad_text.first_fault})"
-        raise ValueError(f"the inputs hold no documents{skipped if bad_text.num_documents else ''}: check --input")
-    if num_documents == 1:
+def _summarize(
+    encoded: _Encoded, identity: DatasetIdentity, inputs: tuple[InputRecord, ...], directory: Path
+) -> Manifest:
+    """Return the manifest; ValueError if a split, or a source's training split, has no documents."""
+    records = encoded.in_order()
+    shards = [shard for record in records for shard in record.shards]
+    splits = {split: tuple(shard for shard in shards if shard.split == split) for split in SPLITS}
+    _refuse_empty_splits(splits, identity, records, directory)
+    training_counts, validation_counts = encoded.piece_counts
+    return Manifest(
+        **{field.name: getattr(identity, field.name) for field in dataclasses.fields(identity)},
+        dataset_id=compute_dataset_id(identity, splits),
+        training_unigram_entropy_nats=unigram_entropy_nats(training_counts),
+        validation_unigram_cross_entropy_nats=unigram_cross_entropy_nats(validation_counts, training_counts),
+        num_bad_documents=sum(record.rejects.get(BAD_TEXT, 0) for record in records),
+        num_empty_documents=sum(record.rejects.get(EMPTY, 0) for record in records),
+        inputs=inputs,
+        totals=sum_records(tuple(shards)),
+        counts={split: sum_records(splits[split]) for split in SPLITS},
+        splits=splits,
+    )
+
+
+def _refuse_empty_splits(
+    splits: dict[str, tuple[Any, ...]], identity: DatasetIdentity, records: Sequence[UnitRecord], directory: Path
+) -> None:
+    """Refuse a source without documents and a division that leaves one split without any."""
+    num_documents = {name: 0 for name in identity.sources}
+    for shard in (shard for split in SPLITS for shard in splits[split]):
+        num_documents[shard.source] += shard.num_documents
+    total = sum(num_documents.values())
+    for name, number in num_documents.items():
+        if not number:
+            skipped = sum(sum(record.rejects.values()) for record in records if record.source == name)
+            left_out = f" ({skipped} left out, first: {first_reject(directory, records, name)})" if skipped else ""
+            inputs = "the inputs" if len(num_documents) == 1 else f"the inputs of source {name!r}"
+            raise ValueError(f"{inputs} hold no documents{left_out}: check --input and the rules of cleaning")
+    if total == 1:
         raise ValueError("the inputs hold one document, two splits need more: part documents by blank lines (.txt)")
     for split in SPLITS:
         if not splits[split]:
-            rule = f"leaves no {split} documents of the {num_documents}, each is drawn by the hash of its text"
+            rule = f"leaves no {split} documents of the {total}, each is drawn by the hash of its text"
             change = "raise" if split == "validation" else "lower"
-            raise ValueError(f"--validation-fraction {options.validation_fraction}: {rule}: {change} it or add text")
+            raise ValueError(f"--validation-fraction {identity.validation_fraction}: {rule}: {change} it or add text")
+    for name in sorted(set(identity.sources) - {shard.source for shard in splits["train"]}):
+        rule = f"leaves no train documents of the {num_documents[name]} of source {name!r}"
+        raise ValueError(f"--validation-floor {identity.validation_floor}: {rule}: lower it or add text")
 
 
 def _describe_input(file: TextFile) -> InputRecord:
@@ -198,22 +213,61 @@ def _describe_input(file: TextFile) -> InputRecord:
         return InputRecord(file.name, file.size_bytes, xxhash.xxh3_128_hexdigest(stored.read(_HEAD_BYTES)))
 
 
-def _run(arguments: Sequence[str] | None) -> None:
+def _describe_plan(
+    options: BuildOptions,
+    sources: Sequence[Source],
+    files: Sequence[Sequence[TextFile]],
+    inputs: Sequence[InputRecord],
+) -> dict[str, Any]:
+    """Return what must be the same for a build to go on: all that decides its bytes."""
+    flat = [file for group in files for file in group]
+    return {
+        "sources": [{"name": source.name, "weight": source.weight} for source in sources],
+        "inputs": [
+            {**dataclasses.asdict(record), "modified_ns": file.modified_ns}
+            for record, file in zip(inputs, flat, strict=True)
+        ],
+        "files": [[file.name for file in group] for group in files],
+        **{name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_IN_PLAN},
+        "cleaning": options.cleaning.describe(),
+        "tokenizer": load_tokenizer(options.tokenizer).sha256 if options.tokenizer else "trained",
+        "sentencepiece": spm.__version__,
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def _run(arguments: Sequence[str] | None, pool: TaskPool) -> None:
     options = parse_options(arguments)
-    bad_text = BadText(options.skip_bad_text)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        manifest = build_corpus(options, bad_text, progress)
+        manifest = build_corpus(options, pool, progress)
     print("wrote", describe_dataset(options.output, manifest))
-    if bad_text.num_documents:
-        print(f"skipped    bad documents: {bad_text.num_documents:,}, first: {bad_text.first_fault}")
+    if manifest.num_bad_documents:
+        print(f"skipped    bad documents: {manifest.num_bad_documents:,}, see {REJECTS_NAME}")
     if manifest.num_empty_documents:
         print(f"skipped    documents without text: {manifest.num_empty_documents:,}")
+    print(f"report     {Path(options.output) / REPORT_NAME}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code (command_line.py lists them)."""
-    return run_command(lambda: _run(arguments), "nothing was written")
+    """Run the command and return its exit code (command_line.py lists them); under MPI, what this rank has to do."""
+    try:
+        communicator = join_mpi()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    if communicator is None:
+        return run_command(lambda: _run(arguments, SerialPool()), CONSEQUENCE)
+    if communicator.Get_rank():
+        serve_tasks(communicator)
+        return 0
+    pool = MpiPool(communicator)
+    code = EXIT_MISTAKE
+    try:
+        code = run_command(lambda: _run(arguments, pool), CONSEQUENCE)
+    finally:
+        pool.close(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reads documents from .txt and .jsonl files, each also as .gz and .zst, as a stream of bounded memory.
+"""Reads documents from .txt and .jsonl files, each also as .gz, .zst and .xz, as a stream of bounded memory.
 
 A document is
 - in .txt: the lines between blank lines (a line of spaces, tabs or nothing at all),
@@ -9,28 +9,34 @@ documents come out of every container. Documents without any text are dropped.
 Bytes are split into documents before they are decoded: both separators are ASCII, so neither a block border nor a
 damaged character can move a document. Memory is one block plus one document, and a document has a largest size.
 
-Used by: build_corpus.py. Tested by: tests/data_prep/test_read_text.py.
-Not here: cleaning, deduplication, Parquet, the splitting of one file among processes.
+A plain file can be read in byte ranges, by different processes: a document belongs to the range in which the document
+before it ends (the first one to the range that starts at 0). So the ranges of any cutting give every document once,
+and a range may start anywhere, also inside a character: what it starts inside belongs to a range before it.
+
+Used by: read_part.py. Tested by: tests/data_prep/test_read_text.py, test_read_ranges.py.
+Not here: which files (find_inputs.py), tables (read_table.py), cleaning (clean.py).
 """
 
-import itertools
+import contextlib
 import json
-import os
+import lzma
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-CONTAINERS = (".txt", ".jsonl")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-KNOWN_NAMES = ".txt or .jsonl, plain, .gz or .zst"
+from disentangled.data_prep.find_inputs import TextFile
 
 # 1 MiB: larger blocks read no faster (zstd gives about 1 GB/s, SentencePiece takes about 25 MB/s)
 BLOCK_BYTES = 1 << 20
 # 64 MiB: longer than any book, and short enough to hold in memory several times over
 MAX_DOCUMENT_BYTES = 1 << 26
+# past the end of every file
+WHOLE = sys.maxsize
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHITE_SPACE = b" \t\r\n"
@@ -38,19 +44,9 @@ _SEPARATORS = {".txt": re.compile(rb"\n[ \t\r]*\n"), ".jsonl": re.compile(rb"\n"
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """An input file. name is its path below the common folder of all inputs, so it does not depend on where that is."""
-
-    path: Path
-    name: str
-    container: str
-    compression: str | None
-    size_bytes: int
-
-
-@dataclass(frozen=True)
 class Document:
-    """A document's text and its first byte in the decompressed file (of its line, in .jsonl)."""
+    """A document's text and where it starts: its first byte in the decompressed file (of its line, in .jsonl), or
+    its row in a table."""
 
     text: str
     start_byte: int
@@ -58,114 +54,95 @@ class Document:
 
 @dataclass
 class BadText:
-    """What to do with a document that cannot be read: stop at the first, or drop and count it."""
+    """What to do with a document that cannot be read: stop at the first, or drop it and remember where and why."""
 
     skip: bool = False
-    num_documents: int = 0
-    first_fault: str = ""
+    faults: list[tuple[int, str]] = field(default_factory=list)
 
-    def meet(self, fault: str) -> None:
+    def meet(self, path: Path, start_byte: int, fault: str) -> None:
         """Raise ValueError for the fault, or note it where bad text is skipped."""
         if not self.skip:
-            raise ValueError(f"{fault}: correct it, or pass --on-bad-text skip")
-        self.num_documents += 1
-        self.first_fault = self.first_fault or fault
-
-
-def find_text_files(paths: Sequence[str | Path]) -> list[TextFile]:
-    """Return the files among paths and all known ones in the folders among them, sorted by name.
-
-    Raises ValueError for a path that does not exist, a file of unknown kind, a folder without a known file and a file
-    named twice. Files of other kinds inside a folder, and hidden ones, are passed over.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-            known = [file for file in inside if _kind_of(file) and not _is_hidden(file.relative_to(path))]
-            if not known:
-                raise ValueError(f"{path}: no text file in this folder: inputs are {KNOWN_NAMES}")
-            found += known
-        elif not path.exists():
-            raise ValueError(f"{path}: no such file or folder: check --input")
-        elif not _kind_of(path):
-            raise ValueError(f"{path}: unknown kind of file: inputs are {KNOWN_NAMES}")
-        else:
-            found.append(path)
-    absolute = sorted(Path(os.path.abspath(path)) for path in found)
-    for first, second in itertools.pairwise(absolute):
-        if first == second:
-            raise ValueError(f"{first}: named twice among the inputs: name it once")
-    common = Path(os.path.commonpath([path.parent for path in absolute]))
-    return [_describe_file(path, path.relative_to(common).as_posix()) for path in absolute]
+            raise ValueError(f"{path}: {fault}: correct it, or pass --on-bad-text skip")
+        self.faults.append((start_byte, fault))
 
 
 def read_documents(
     file: TextFile,
     text_field: str = "text",
     bad_text: BadText | None = None,
-    on_progress: Callable[[int], object] = lambda stored_bytes: None,
+    start: int = 0,
+    stop: int = WHOLE,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Document]:
-    """Yield the documents of a file in order; a document that cannot be read goes to bad_text.
+    """Yield the documents of the byte range [start, stop) of a file in order; unreadable ones go to bad_text.
 
-    on_progress is told how many bytes of the file, as stored, have been read. Raises ValueError for text that is not
-    UTF-8 (with the byte offset, in the decompressed stream), not JSON, without the text field, for a document past
-    MAX_DOCUMENT_BYTES, and for a damaged or truncated compressed file.
+    Raises ValueError for text that is not UTF-8 (with the byte offset, in the decompressed stream), not JSON, without
+    the text field, for a document past MAX_DOCUMENT_BYTES, and for a damaged or truncated compressed file.
     """
     bad_text = bad_text or BadText()
-    blocks = _read_blocks(file, block_bytes, on_progress)
-    for start_byte, record in _split_records(blocks, _SEPARATORS[file.container], file.path):
+    for start_byte, record in _read_range(file, start, stop, block_bytes):
         try:
             text = _decode_utf8(record, start_byte)
             text = _take_json_field(text, text_field, start_byte) if file.container == ".jsonl" else text
         except ValueError as error:
-            bad_text.meet(f"{file.path}: {error}")
+            bad_text.meet(file.path, start_byte, str(error))
             continue
         yield Document(text, start_byte)
 
 
-def _kind_of(path: Path) -> tuple[str, str | None] | None:
-    """Return (container, compression) as the name tells, None for a file of another kind."""
-    container, last = Path(path.stem).suffix.lower(), path.suffix.lower()
-    if last in COMPRESSIONS and container in CONTAINERS:
-        return container, COMPRESSIONS[last]
-    return (last, None) if last in CONTAINERS else None
+def tidy_text(text: str) -> str:
+    """Return a row's text as a .txt file would have given it: without white space around it, and with LF line ends."""
+    return text.strip(_WHITE_SPACE.decode()).replace("\r\n", "\n")
 
 
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _read_range(file: TextFile, start: int, stop: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (first byte, content) of the documents that belong to [start, stop).
+
+    Reading begins one byte early: the first content found then ends at or after `start`, and is not ours. Within the
+    first bytes there may be a byte-order mark, which is recognized only when reading begins at 0.
+    """
+    assert start == 0 or file.compression is None, "only a plain file can be entered anywhere"
+    begin = 0 if start <= len(_BYTE_ORDER_MARK) else start - 1
+    previous_end = 0 if begin == 0 else -1
+    records = _split_records(_read_blocks(file, begin, block_bytes), begin, _SEPARATORS[file.container], file.path)
+    with contextlib.closing(records):
+        for start_byte, record in records:
+            if start <= previous_end < stop:
+                yield start_byte, record
+            previous_end = start_byte + len(record)
+            if previous_end >= stop:
+                return
 
 
-def _describe_file(path: Path, name: str) -> TextFile:
-    kind = _kind_of(path)
-    assert kind is not None, "only files of known kind are described"
-    return TextFile(path, name, kind[0], kind[1], path.stat().st_size)
-
-
-def _read_blocks(file: TextFile, block_bytes: int, on_progress: Callable[[int], object]) -> Iterator[bytes]:
-    """Yield the decompressed content of a file, at most block_bytes at a time."""
+def _read_blocks(file: TextFile, begin: int, block_bytes: int) -> Iterator[bytes]:
+    """Yield the decompressed content of a file from byte `begin` on, at most block_bytes at a time."""
     with pa.OSFile(str(file.path)) as stored:
-        stream = pa.CompressedInputStream(stored, file.compression) if file.compression else stored
+        stored.seek(begin)
+        stream: Any = stored
+        if file.compression == "xz":
+            stream = lzma.LZMAFile(stored)  # noqa: SIM115  (it holds nothing but the file that is closed here)
+        elif file.compression:
+            stream = pa.CompressedInputStream(stored, file.compression)
         while True:
             try:
                 block = stream.read(block_bytes)
-            except OSError as error:
+            except (OSError, EOFError, lzma.LZMAError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(f"{file.path}: cannot be read to its end ({reason}): replace the file") from None
-            on_progress(stored.tell())
             if not block:
                 return
             yield block
 
 
-def _split_records(blocks: Iterator[bytes], separator: re.Pattern[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+def _split_records(
+    blocks: Iterator[bytes], begin: int, separator: re.Pattern[bytes], path: Path
+) -> Generator[tuple[int, bytes], None, None]:
     """Yield (first byte, content) of what lies between separators, without the white space around it.
 
     A separator that a block border cuts is found with the next block: it can only begin at the buffer's last newline,
     and from there the search goes on.
     """
-    buffer, buffer_start, search_from = b"", 0, 0
+    buffer, buffer_start, search_from = b"", begin, 0
     for block in blocks:
         buffer += block
         record_start = 0
@@ -216,4 +193,4 @@ def _take_json_field(line: str, text_field: str, start_byte: int) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} holds half a surrogate pair at character {error.start}") from None
-    return text.strip(_WHITE_SPACE.decode()).replace("\r\n", "\n")
+    return tidy_text(text)

@@ -5,11 +5,12 @@ A dataset is a directory:
     manifest.json                              written last: a directory without it is no dataset
     spm.model                                  the tokenizer, as SentencePiece wrote it
     train/shard-<source>-<task>.arrow          one Arrow IPC file, uncompressed, exactly one record batch
-    train/shard-<source>-<task>.json           the shard's ShardRecord, written after it: its commit record
+    train/shard-<source>-<task>-<part>.arrow   the second and later shards of a task too large for one
+    train/shard-<source>-<task>.json           the shard's ShardRecord, written after it
     validation/...                             the same
 
 A shard's row is a document: tokens list<uint16> (uint32 above a vocabulary of 65,535) without special ids, and doc
-uint64, the document's first byte in its decompressed input. No sequence length is baked in.
+uint64, the document's first byte in its decompressed input (its row, in a table). No sequence length is baked in.
 What is verified, and when: `load_manifest` reads the manifest, the tokenizer and the sizes of all shards; `open_shard`
 opens one shard at a chosen level, see `Verification`. Every fault is a ValueError of one line.
 
@@ -70,6 +71,7 @@ class ShardRecord:
     split: str
     source: str
     task: int
+    part: int
     num_documents: int
     num_tokens: int
     text_bytes: int
@@ -87,7 +89,7 @@ class ShardRecord:
     @property
     def path(self) -> str:
         """The shard's path below the dataset directory."""
-        return shard_path(self.split, self.source, self.task)
+        return shard_path(self.split, self.source, self.task, self.part)
 
 
 @dataclass(frozen=True)
@@ -122,17 +124,21 @@ class DatasetIdentity:
     sentencepiece_version: str
     normalizer: str
     chunking: str
+    cleaning: str
     vocab_size: int
     num_pieces: int
     special_ids: SpecialIds
     sources: tuple[str, ...]
+    source_weights: tuple[float, ...]
     seed: int
     validation_fraction: float
+    validation_floor: int
 
 
 @dataclass(frozen=True)
 class Manifest(DatasetIdentity):
-    """manifest.json. splits and counts hold one entry for each of SPLITS; records are in the order of task numbers."""
+    """manifest.json. splits and counts hold one entry for each of SPLITS; records are in the order of
+    sources, tasks and parts."""
 
     dataset_id: str
     training_unigram_entropy_nats: float
@@ -159,9 +165,9 @@ class OpenShard:
     metadata: dict[str, str]
 
 
-def shard_path(split: str, source: str, task: int) -> str:
+def shard_path(split: str, source: str, task: int, part: int = 0) -> str:
     """Return a shard's path below the dataset directory; its sidecar ends in .json instead."""
-    return f"{split}/shard-{source}-{task:06d}.arrow"
+    return f"{split}/shard-{source}-{task:06d}{f'-{part}' if part else ''}.arrow"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -229,7 +235,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}: build the dataset again")
-    manifest: Manifest = _decode(Manifest, content, str(path), "manifest")
+    manifest: Manifest = decode_fields(Manifest, content, str(path), "manifest")
     for name in SPLITS:
         if manifest.counts.get(name) != sum_records(manifest.splits.get(name, ())):
             raise ValueError(f"{path}: the counts of split {name!r} are not those of its shards: build it again")
@@ -300,7 +306,7 @@ def _check_record(path: Path, record: ShardRecord, manifest: Manifest) -> None:
 def _check_metadata(path: Path, record: ShardRecord, metadata: dict[str, str]) -> None:
     """Refuse a whole and valid shard that is not the one the record speaks of."""
     expected = {"schema_version": SCHEMA_VERSION, "tokenizer_sha256": record.tokenizer_sha256}
-    expected |= {name: getattr(record, name) for name in ("vocab_size", "split", "source", "task")}
+    expected |= {name: getattr(record, name) for name in ("vocab_size", "split", "source", "task", "part")}
     for name, value in expected.items():
         found = metadata.get(name)
         if found != str(value):
@@ -331,7 +337,7 @@ def _field_types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _decode(kind: Any, value: Any, path: str, name: str) -> Any:
+def decode_fields(kind: Any, value: Any, path: str, name: str) -> Any:
     """Return a JSON value as `kind`: a frozen dataclass, a tuple or dict of one type, or a plain type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
@@ -340,11 +346,11 @@ def _decode(kind: Any, value: Any, path: str, name: str) -> Any:
         if absent:
             raise ValueError(f"{path}: {name} lacks {absent[0]!r}: build the dataset again")
         fields = dataclasses.fields(kind)
-        return kind(**{f.name: _decode(hints[f.name], value[f.name], path, f"{name}.{f.name}") for f in fields})
+        return kind(**{f.name: decode_fields(hints[f.name], value[f.name], path, f"{name}.{f.name}") for f in fields})
     if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, path, f"{name}[{index}]") for index, item in enumerate(value))
+        return tuple(decode_fields(arguments[0], item, path, f"{name}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, path, f"{name}.{key}") for key, item in value.items()}
+        return {key: decode_fields(arguments[1], item, path, f"{name}.{key}") for key, item in value.items()}
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise ValueError(f"{path}: {name} is {value!r:.40}, which has the wrong type: build the dataset again")

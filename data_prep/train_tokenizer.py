@@ -6,7 +6,7 @@ in the order of its threads, so the number of threads is a constant of the forma
 Training runs in a process of its own: SentencePiece does not look at Ctrl-C while it works, takes about 25 bytes of
 memory for a byte of text, which it then returns, and where that is not to be had only the child dies.
 
-Used by: build_corpus.py. Tested by: tests/data_prep/test_train_tokenizer.py.
+Used by: prepare_text.py. Tested by: tests/data_prep/test_train_tokenizer.py.
 Not here: the choice of the lines (sample_text.py).
 """
 
@@ -14,6 +14,7 @@ import io
 import multiprocessing
 import re
 import signal
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import sentencepiece as spm
@@ -27,8 +28,17 @@ CHARACTER_COVERAGE = 0.9995
 NORMALIZER = "nmt_nfkc"
 
 
-def train_model(lines: list[str], num_pieces: int) -> bytes:
-    """Return the content of an spm.model with exactly num_pieces pieces, trained on lines.
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What to train. Without byte fallback, characters that the coverage leaves out become [UNK]."""
+
+    num_pieces: int
+    byte_fallback: bool = True
+    character_coverage: float = CHARACTER_COVERAGE
+
+
+def train_model(lines: list[str], options: TrainingOptions) -> bytes:
+    """Return the content of an spm.model with exactly options.num_pieces pieces, trained on lines.
 
     Raises ValueError, naming the nearest number of pieces that works, where the text allows no such model.
     """
@@ -39,7 +49,7 @@ def train_model(lines: list[str], num_pieces: int) -> bytes:
             sentence_iterator=iter(lines),
             model_writer=model,
             model_type="unigram",
-            vocab_size=num_pieces,
+            vocab_size=options.num_pieces,
             pad_id=0,
             bos_id=1,
             eos_id=2,
@@ -48,22 +58,22 @@ def train_model(lines: list[str], num_pieces: int) -> bytes:
             bos_piece=cls,
             eos_piece=sep,
             unk_piece=unk,
-            byte_fallback=True,
-            character_coverage=CHARACTER_COVERAGE,
+            byte_fallback=options.byte_fallback,
+            character_coverage=options.character_coverage,
             normalization_rule_name=NORMALIZER,
             num_threads=NUM_TRAINING_THREADS,
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(_explain_failure(str(error), num_pieces)) from None
+        raise ValueError(_explain_failure(str(error), options.num_pieces)) from None
     return model.getvalue()
 
 
-def train_model_in_child(lines: list[str], num_pieces: int) -> bytes:
+def train_model_in_child(lines: list[str], options: TrainingOptions) -> bytes:
     """Do what train_model does, in another process that ends with this call, however it ends."""
     context = multiprocessing.get_context("spawn")
     connection, remote = context.Pipe()
-    child = context.Process(target=_train_for_parent, args=(remote, num_pieces), daemon=True)
+    child = context.Process(target=_train_for_parent, args=(remote, options), daemon=True)
     try:
         # the child inherits the mask: Ctrl-C in the terminal reaches both, and only this process answers
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -86,10 +96,10 @@ def train_model_in_child(lines: list[str], num_pieces: int) -> bytes:
     return outcome
 
 
-def _train_for_parent(connection: Connection, num_pieces: int) -> None:
+def _train_for_parent(connection: Connection, options: TrainingOptions) -> None:
     """Body of the child: receive the lines, send the model or the ValueError."""
     try:
-        outcome: bytes | ValueError = train_model(connection.recv(), num_pieces)
+        outcome: bytes | ValueError = train_model(connection.recv(), options)
     except ValueError as error:
         outcome = error
     connection.send(outcome)

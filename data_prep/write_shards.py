@@ -1,10 +1,11 @@
 """Writes encoded documents as shards: Arrow IPC files of one record batch, each followed by its sidecar.
 
-A shard is full when the next document would take it past shard_tokens (a longer document is a shard of its own), so
-the cuts depend on the documents alone and not on how they were batched. Memory is one shard per split.
+A unit of work gives one shard a split in the usual case. A shard is full when the next document would take it past
+shard_tokens (a longer document is a shard of its own); then the unit's next part begins. So the cuts depend on the
+documents alone and not on how they were batched. Memory is one shard per split.
 
-Used by: build_corpus.py. Tested by: tests/data_prep/test_write_shards.py.
-Not here: the format itself (shard_schema.py), whole files (dataset_folder.py).
+Used by: encode_unit.py. Tested by: tests/data_prep/test_write_shards.py.
+Not here: the format itself (shard_schema.py), whole files (whole_file.py).
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from disentangled.data_prep.dataset_folder import DatasetFolder
 from disentangled.data_prep.shard_schema import (
     DatasetIdentity,
     ShardRecord,
@@ -29,6 +29,7 @@ from disentangled.data_prep.shard_schema import (
     shard_path,
     token_dtype,
 )
+from disentangled.data_prep.whole_file import create_file, write_file
 
 # 1 Mi tokens: 8 MiB as int64
 _COUNT_BLOCK_TOKENS = 1 << 20
@@ -59,24 +60,26 @@ class EncodedDocuments:
 
 
 class ShardWriter:
-    """Writes the shards of one split of one source; read `records` and `piece_counts` after close()."""
+    """Writes the shards of one split of one unit; read `records` and `piece_counts` after close()."""
 
     def __init__(
         self,
-        folder: DatasetFolder,
+        directory: Path,
         identity: DatasetIdentity,
         split: str,
         source: str,
         shard_tokens: int,
         byte_ids: npt.NDArray[np.int64],
+        task: int,
     ) -> None:
         self.records: list[ShardRecord] = []
         self.piece_counts = np.zeros(identity.num_pieces, dtype=np.int64)
-        self._folder = folder
+        self._directory = directory
         self._identity = identity
         self._split = split
         self._source = source
         self._byte_ids = byte_ids
+        self._task = task
         self._shard_tokens = shard_tokens
         # empty, not zeros: only the pages that are written take memory
         self._tokens = np.empty(shard_tokens, dtype=token_dtype(identity.vocab_size))
@@ -134,17 +137,17 @@ class ShardWriter:
         tokens = self._tokens[: self._num_tokens]
         counts = _count_pieces(tokens, len(self.piece_counts))
         present = np.flatnonzero(counts)
-        task = len(self.records)
-        relative = shard_path(self._split, self._source, task)
-        with self._folder.create_file(relative) as file:
-            schema = arrow_schema(self._identity.vocab_size, self._describe_shard(task))
+        part = len(self.records)
+        path = self._directory / shard_path(self._split, self._source, self._task, part)
+        with create_file(path) as file:
+            schema = arrow_schema(self._identity.vocab_size, self._describe_shard(part))
             with pa.ipc.new_file(file, schema) as writer:
                 writer.write_batch(self._build_batch(schema, tokens))
-        path = self._folder.path / relative
         record = ShardRecord(
             split=self._split,
             source=self._source,
-            task=task,
+            task=self._task,
+            part=part,
             num_documents=len(self._lengths),
             num_tokens=len(tokens),
             text_bytes=self._text_bytes,
@@ -159,7 +162,7 @@ class ShardWriter:
             sha256=hash_file(path, "sha256"),
             ranges=tuple(self._ranges),
         )
-        self._folder.write_file(str(Path(relative).with_suffix(".json")), encode_json(record))
+        write_file(path.with_suffix(".json"), encode_json(record))
         self.records.append(record)
         self.piece_counts += counts
         self._num_tokens = self._text_bytes = 0
@@ -174,18 +177,20 @@ class ShardWriter:
         start_bytes = pa.array(np.frombuffer(self._start_bytes, dtype=np.uint64))
         return pa.record_batch([rows, start_bytes], schema=schema)
 
-    def _describe_shard(self, task: int) -> dict[str, str]:
+    def _describe_shard(self, part: int) -> dict[str, str]:
         """Return the shard's own account of what it is, for Arrow's schema metadata."""
         identity = self._identity
         return {
             "schema_version": str(identity.schema_version),
             "split": self._split,
             "source": self._source,
-            "task": str(task),
+            "task": str(self._task),
+            "part": str(part),
             "tokenizer_sha256": identity.tokenizer_sha256,
             "sentencepiece_version": identity.sentencepiece_version,
             "normalizer": identity.normalizer,
             "chunking": identity.chunking,
+            "cleaning": identity.cleaning,
             "vocab_size": str(identity.vocab_size),
             "num_pieces": str(identity.num_pieces),
             "special_ids": json.dumps(dataclasses.asdict(identity.special_ids)),

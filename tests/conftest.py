@@ -21,13 +21,13 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of about 30,000 tokens in three training shards and one of validation. Copy it before damaging it."""
+    """A dataset of about 30,000 tokens in three training shards and three of validation. Copy it before damaging it."""
     folder = tmp_path_factory.mktemp("shards")
     text = write_txt(folder / "corpus.txt", make_documents(600))
     built = run_command(
         sys.executable, "-m", "disentangled.data_prep.build_corpus", "--input", str(text), "--output",
         str(folder / "shards"), "--train-tokenizer", "--vocab-size", "512", "--validation-fraction", "0.1",
-        "--seed", "1", "--shard-tokens", "12000",
+        "--seed", "1", "--shard-tokens", "30000",
     )  # fmt: skip
     assert built.code == 0, built
     return folder / "shards"

@@ -7,16 +7,16 @@ from rich.progress import Progress
 
 from disentangled.data_prep.build_corpus import build_corpus
 from disentangled.data_prep.build_options import BuildOptions
-from disentangled.data_prep.read_text import BadText
+from disentangled.data_prep.task_pool import SerialPool
 from disentangled.data_prep.tokenizer import Tokenizer, parse_tokenizer
-from disentangled.data_prep.train_tokenizer import train_model
+from disentangled.data_prep.train_tokenizer import TrainingOptions, train_model
 from tests.data_prep.tiny_corpus import NUM_PIECES, make_documents, write_txt
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     lines = [line for document in make_documents() for line in document.split("\n")]
-    return parse_tokenizer(train_model(lines, NUM_PIECES), "spm.model")
+    return parse_tokenizer(train_model(lines, TrainingOptions(NUM_PIECES)), "spm.model")
 
 
 @pytest.fixture(scope="session")
@@ -39,5 +39,5 @@ def dataset(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         validation_fraction=0.2,
         shard_tokens=600,
     )
-    build_corpus(options, BadText(), Progress(disable=True))
+    build_corpus(options, SerialPool(), Progress(disable=True))
     return output

@@ -11,18 +11,25 @@ from rich.progress import Progress
 
 from disentangled.data_prep.build_corpus import build_corpus
 from disentangled.data_prep.build_options import BuildOptions
-from disentangled.data_prep.read_text import BadText
 from disentangled.data_prep.shard_schema import SPLITS, Manifest, load_manifest, open_shard, sum_records
-from disentangled.data_prep.split import assign_to_validation
+from disentangled.data_prep.task_pool import SerialPool
 from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer
-from tests.data_prep.tiny_corpus import NUM_PIECES, make_documents, read_tree, write_bytes, write_jsonl, write_txt
+from tests.data_prep.tiny_corpus import (
+    NUM_PIECES,
+    is_validation,
+    make_documents,
+    read_tree,
+    write_bytes,
+    write_jsonl,
+    write_txt,
+)
 
 
 def build(inputs: list[Path], output: Path, **options: Any) -> Manifest:
-    bad_text = BadText(options.get("skip_bad_text", False))
     chosen = {"validation_fraction": 0.2, **options}
     paths = tuple(str(path) for path in inputs)
-    return build_corpus(BuildOptions(inputs=paths, output=str(output), **chosen), bad_text, Progress(disable=True))
+    options_given = BuildOptions(inputs=paths, output=str(output), **chosen)
+    return build_corpus(options_given, SerialPool(), Progress(disable=True))
 
 
 def read_rows(directory: Path, split: str) -> list[list[int]]:
@@ -38,7 +45,7 @@ def decode_split(directory: Path, split: str) -> list[str]:
 
 def expected_split(documents: list[str], tokenizer: Tokenizer, validation: bool, seed: int = 1) -> list[str]:
     """Return the normalized documents of a split in the order of the corpus."""
-    chosen = [text for text in documents if assign_to_validation(text.encode(), seed, 0.2) == validation]
+    chosen = [text for text in documents if is_validation(text, seed, 0.2) == validation]
     return [tokenizer.processor.decode(tokenizer.processor.encode(text)) for text in chosen]
 
 
@@ -104,7 +111,7 @@ def test_copies_of_a_document_fall_on_one_side(tmp_path: Path, model_path: Path)
 
 def test_dataset_holds_its_own_files_and_no_other(dataset: Path):
     records = [record for split in SPLITS for record in load_manifest(dataset).splits[split]]
-    expected = {"manifest.json", "spm.model"} | {record.path for record in records}
+    expected = {"manifest.json", "spm.model", "report.md", "lengths.svg"} | {record.path for record in records}
     expected |= {str(Path(record.path).with_suffix(".json")) for record in records}
     assert set(read_tree(dataset)) == expected
 
@@ -151,8 +158,8 @@ def test_tokenizer_is_not_trained_on_validation_text(tmp_path: Path):
     documents = make_documents(80)
     inputs = [write_txt(tmp_path / "a" / "a.txt", documents)]
     # other validation documents, which fall into validation too, must not change the model
-    others = [text for text in make_documents(400, seed=9) if assign_to_validation(text.encode(), 1, 0.2)]
-    training = [text for text in documents if not assign_to_validation(text.encode(), 1, 0.2)]
+    others = [text for text in make_documents(400, seed=9) if is_validation(text, 1, 0.2)]
+    training = [text for text in documents if not is_validation(text, 1, 0.2)]
     build(inputs, tmp_path / "one", vocab_size=NUM_PIECES)
     build([write_txt(tmp_path / "b" / "a.txt", training + others)], tmp_path / "two", vocab_size=NUM_PIECES)
     assert (tmp_path / "one" / "spm.model").read_bytes() == (tmp_path / "two" / "spm.model").read_bytes()
@@ -189,11 +196,11 @@ from pathlib import Path
 from rich.progress import Progress
 from disentangled.data_prep.build_corpus import build_corpus
 from disentangled.data_prep.build_options import BuildOptions
-from disentangled.data_prep.read_text import BadText
+from disentangled.data_prep.task_pool import SerialPool
 
 text, output, model = sys.argv[1:]
-options = BuildOptions(inputs=(text,), output=output, tokenizer=model, shard_tokens=100_000)
-build_corpus(options, BadText(), Progress(disable=True))
+options = BuildOptions(inputs=(text,), output=output, tokenizer=model, shard_tokens=500_000)
+build_corpus(options, SerialPool(), Progress(disable=True))
 [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
 print(int(line.split()[1]) / 1024)
 """

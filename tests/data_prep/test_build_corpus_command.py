@@ -85,7 +85,7 @@ def test_command_builds_a_dataset_and_says_what_it_holds(folder: Path, capsys: p
 def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: pytest.CaptureFixture[str]):
     line = "--input latin1.txt --output out --tokenizer spm.model --validation-fraction 0.2 --on-bad-text skip"
     assert run(line) == 0
-    assert "skipped    bad documents: 1, first: " in capsys.readouterr().out
+    assert "skipped    bad documents: 1, see rejects.jsonl" in capsys.readouterr().out
     assert load_manifest(folder / "out").num_bad_documents == 1
 
 
@@ -102,7 +102,10 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
         ("--input latin1.txt --train-tokenizer --vocab-size 400", "byte 8 (0xe9) is not UTF-8"),
         ("--input latin1.txt --train-tokenizer --vocab-size 90000", "byte 8 (0xe9) is not UTF-8"),
         ("--input rows.jsonl --tokenizer spm.model", "has no field 'text', its fields are 'body'"),
-        ("--input rows.jsonl --tokenizer spm.model --on-bad-text skip", "no documents (1 bad ones skipped, first: "),
+        (
+            "--input rows.jsonl --tokenizer spm.model --on-bad-text skip",
+            "no documents (1 left out, first: rows.jsonl, bad text: ",
+        ),
         ("--input good.txt --tokenizer absent.model", "absent.model: no such tokenizer file"),
         ("--input good.txt --tokenizer good.txt", "good.txt: not a SentencePiece model"),
         ("--input good.txt --train-tokenizer --vocab-size 90000", ", the largest that works, or more text"),
@@ -110,7 +113,7 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
         ("--input good.txt --train-tokenizer", "--train-tokenizer and --vocab-size go together"),
         ("--input good.txt --tokenizer spm.model --vocab-size 9", "--train-tokenizer and --vocab-size go together"),
         ("--input good.txt", "one of the arguments --tokenizer --train-tokenizer is required"),
-        ("--tokenizer spm.model", "the following arguments are required: --input"),
+        ("--tokenizer spm.model", "one of the arguments --input --sources is required"),
         ("--input good.txt --tokenizer spm.model --validation-fraction 0", "must lie between 0 and 1"),
         ("--input good.txt --tokenizer spm.model --validation-fraction 1", "must lie between 0 and 1"),
         ("--input good.txt --tokenizer spm.model --validation-fraction nan", "must lie between 0 and 1"),
@@ -122,6 +125,22 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
         ("--input good.txt --tokenizer spm.model --seed -1", "--seed -1: must lie between 0 and"),
         ("--input good.txt --tokenizer spm.model --shard-tokens 0", "--shard-tokens 0: must lie between 1 and"),
         ("--input good.txt --tokenizer spm.model --tokenizer-sample-bytes 0", "must be at least 1"),
+        (
+            "--input good.txt --sources s.toml --tokenizer spm.model",
+            "argument --sources: not allowed with argument --in",
+        ),
+        ("--sources absent.toml --tokenizer spm.model", "absent.toml: no such file: check --sources"),
+        ("--input good.txt good.txt --tokenizer spm.model", "good.txt: named twice among the inputs"),
+        ("--input good.txt --tokenizer spm.model --validation-floor -1", "--validation-floor -1: must not be negative"),
+        ("--input good.txt --tokenizer spm.model --validation-floor 60", "leaves no train documents of the 60"),
+        ("--input good.txt --tokenizer spm.model --tokenizer-alpha 2", "--tokenizer-alpha 2.0: must lie between 0"),
+        (
+            "--input good.txt --tokenizer spm.model --character-coverage .5",
+            "--character-coverage 0.5: must lie between",
+        ),
+        ("--input good.txt --tokenizer spm.model --normalize nfc", "argument --normalize: invalid choice: 'nfc'"),
+        ("--input good.txt --tokenizer spm.model --min-characters 9999", "(60 left out, first: good.txt, too short: "),
+        ("--input good.txt --tokenizer spm.model --min-characters 9 --max-characters 8", "is below --min-characters 9"),
         ("--input good.txt --tokenizer spm.model --on-bad-text ignore", "argument --on-bad-text: invalid choice"),
     ],
 )
@@ -177,17 +196,24 @@ def test_disk_that_refuses_gives_one_line_and_leaves_nothing(folder: Path):
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_build_stopped_while_it_encodes_leaves_nothing(
+def test_build_stopped_while_it_encodes_keeps_what_is_committed_and_goes_on(
     folder: Path, start_build: StartBuild, number: signal.Signals, code: int, word: str
 ):
-    text = write_txt(folder / "long.txt", make_documents(1000) * 200)
+    text = write_txt(folder / "long.txt", make_documents(1000) * 3)
     options = ["--tokenizer", str(folder / "spm.model"), "--shard-tokens", "10000"]
     process = start_build(text, folder / "out", options)
-    wait_until((folder / "out" / "train" / "shard-text-000001.arrow").exists, process)
+    wait_until((folder / "out" / "unfinished" / "units" / "000003.json").exists, process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output, errors) == (code, "", f"error: {word}: nothing was written\n")
-    assert not (folder / "out").exists()
+    consequence = "what is committed stays, the same command goes on from there"
+    assert (process.returncode, output, errors) == (code, "", f"error: {word}: {consequence}\n")
+    committed = read_tree(folder / "out" / "train")
+    process = start_build(text, folder / "out", options)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+    finished = read_tree(folder / "out" / "train")
+    assert {name: finished[name] for name in committed if not name.endswith(".tmp")}.items() <= committed.items()
+    assert not (folder / "out" / "unfinished").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,8 +7,10 @@ from rich.progress import Progress
 
 from disentangled.data_prep.build_corpus import build_corpus
 from disentangled.data_prep.build_options import BuildOptions
-from disentangled.data_prep.read_text import BadText, find_text_files, read_documents
+from disentangled.data_prep.find_inputs import find_text_files
+from disentangled.data_prep.read_text import read_documents
 from disentangled.data_prep.shard_schema import SPLITS, load_manifest, open_shard
+from disentangled.data_prep.task_pool import SerialPool
 from disentangled.data_prep.tokenizer import load_tokenizer
 
 TEXT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "multi_text"
@@ -20,7 +22,7 @@ def test_real_articles_decode_to_their_normalized_text(tmp_path: Path):
     options = BuildOptions(
         inputs=tuple(map(str, FILES)), output=str(tmp_path / "out"), vocab_size=6000, tokenizer_sample_bytes=400_000
     )
-    manifest = build_corpus(options, BadText(), Progress(disable=True))
+    manifest = build_corpus(options, SerialPool(), Progress(disable=True))
     assert manifest.totals.num_documents == 156 + 1 + 945
     assert manifest.totals.unknown_rate == 0.0
     # 3 bytes a character in Chinese: more pieces than characters would mean that byte fallback does the work

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from disentangled.data_prep.dataset_folder import DatasetFolder
 from disentangled.data_prep.shard_schema import (
     SCHEMA_VERSION,
     DatasetIdentity,
@@ -28,12 +27,15 @@ def make_identity(num_pieces: int, vocab_size: int) -> DatasetIdentity:
         sentencepiece_version="0.2.3",
         normalizer="nmt_nfkc",
         chunking="none",
+        cleaning="none",
         vocab_size=vocab_size,
         num_pieces=num_pieces,
         special_ids=SpecialIds(pad=0, cls=1, sep=2, unk=3, mask=num_pieces),
         sources=("text",),
+        source_weights=(1.0,),
         seed=1,
         validation_fraction=0.1,
+        validation_floor=0,
     )
 
 
@@ -53,11 +55,11 @@ def make_documents(rows: list[list[int]], file: str = "a.txt", start: int = 0) -
 def write_all(
     directory: Path, batches: list[EncodedDocuments], shard_tokens: int, identity: DatasetIdentity = SMALL
 ) -> ShardWriter:
-    with DatasetFolder(directory) as folder:
-        writer = ShardWriter(folder, identity, "train", "text", shard_tokens, BYTE_IDS)
-        for batch in batches:
-            writer.append(batch)
-        writer.close()
+    (directory / "train").mkdir(parents=True)
+    writer = ShardWriter(directory, identity, "train", "text", shard_tokens, BYTE_IDS, task=7)
+    for batch in batches:
+        writer.append(batch)
+    writer.close()
     return writer
 
 
@@ -72,7 +74,11 @@ ROWS = [[4], [5, 6], [7, 8, 9], [10] * 4, [11], [12] * 9, [13, 14], [15]]
 def test_shard_is_cut_before_the_document_that_would_overfill_it(tmp_path: Path):
     writer = write_all(tmp_path / "out", [make_documents(ROWS)], shard_tokens=6)
     assert read_rows(tmp_path / "out", writer) == [ROWS[:3], ROWS[3:5], [ROWS[5]], ROWS[6:]]
-    assert [record.task for record in writer.records] == [0, 1, 2, 3]
+    assert [(record.task, record.part) for record in writer.records] == [(7, 0), (7, 1), (7, 2), (7, 3)]
+    assert [record.path for record in writer.records[:2]] == [
+        "train/shard-text-000007.arrow",
+        "train/shard-text-000007-1.arrow",
+    ]
 
 
 @pytest.mark.parametrize("shard_tokens", [1, 2, 3, 6, 9, 10, 23, 1000])
@@ -94,7 +100,7 @@ def test_record_counts_what_the_shard_holds(tmp_path: Path):
     writer = write_all(tmp_path / "out", batches, shard_tokens=100)
     [record] = writer.records
     path = tmp_path / "out" / record.path
-    assert record.path == "train/shard-text-000000.arrow"
+    assert record.path == "train/shard-text-000007.arrow"
     assert (record.num_documents, record.num_tokens, record.text_bytes) == (4, 6, 18)
     assert (record.num_unknown_tokens, record.num_byte_tokens, record.min_id, record.max_id) == (2, 2, 3, 99)
     assert record.ranges == (TextRange("a.txt", 3, 10, 20), TextRange("b.txt", 1, 0, 0))
@@ -126,7 +132,7 @@ def test_large_vocabulary_is_stored_in_32_bits(tmp_path: Path):
 def test_id_outside_the_model_is_refused(tmp_path: Path, foreign: int):
     with pytest.raises(ValueError, match=r"a\.txt: an id lies outside the 100 pieces"):
         write_all(tmp_path / "out", [make_documents([[5], [foreign]])], shard_tokens=100)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out" / "train").iterdir())
 
 
 def test_select_takes_the_chosen_documents():

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import lzma
 import random
 from pathlib import Path
 
 import pyarrow as pa
+
+from disentangled.data_prep.split import split_hash, validation_threshold
 
 # enough pieces for the 256 bytes, the specials, the letters and some words
 NUM_PIECES = 400
@@ -44,7 +47,9 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def compress(content: bytes, suffix: str) -> bytes:
-    """Return content as one gzip member or zstd frame, or as it is."""
+    """Return content as one gzip member, zstd frame or xz stream, or as it is."""
+    if suffix == ".xz":
+        return lzma.compress(content, preset=0)
     if suffix == ".gz":
         return gzip.compress(content, mtime=0)
     if suffix == ".zst":
@@ -53,6 +58,11 @@ def compress(content: bytes, suffix: str) -> bytes:
             stream.write(content)
         return sink.getvalue().to_pybytes()
     return content
+
+
+def is_validation(text: str, seed: int, fraction: float) -> bool:
+    """Return the side of the split on which a document falls."""
+    return split_hash(text.encode(), seed) < validation_threshold(fraction)
 
 
 def read_tree(directory: Path) -> dict[str, bytes]:
