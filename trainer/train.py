@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.data_prep.shard_schema import SPLITS, TOKENIZER_NAME, Manifest, load_manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
@@ -25,12 +26,18 @@ from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, pr
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import build_engines, build_models, check_precision
+from disentangled.trainer.evaluate import choose_windows
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
+from disentangled.trainer.loader import BatchLoader, Slicing
 from disentangled.trainer.loop import Training, train
 from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.mixture import describe_mixture, mixture_shares
+from disentangled.trainer.order import SampleOrder, order_of_sources
+from disentangled.trainer.packing import Packing
 from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
 from disentangled.trainer.run_folder import claim_run_folder, write_run_file
 from disentangled.trainer.shards import WindowStore
+from disentangled.trainer.word_starts import word_start_table
 
 # how long a rank with bad news waits for the first rank of its host to tell it, before it does so itself
 SPEAK_UP_SECONDS = 30
@@ -83,7 +90,8 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     manifest = load_manifest(config.data.shards)
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = claim_run_folder(config, ds_config, manifest)
-    stores = {split: open_windows(config, manifest, split) for split in ("train", "validation")}
+    stores = {split: open_windows(config, manifest, split) for split in SPLITS}
+    order = make_order(config, stores["train"])
     generator, discriminator = build_models(config, manifest)
 
     ranks = join_ranks()
@@ -93,6 +101,8 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
         write_run_file(run_dir, config, manifest, ds_config)
+        for line in describe_sources(config, stores["train"]):
+            say(line)
     sums = MetricSums(ranks.device)
     if checkpoint and state:
         load_engines(checkpoint, engines)
@@ -112,9 +122,16 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         dataset_id=manifest.dataset_id,
         ranks=ranks,
         engines=engines,
-        builder=make_builder(config, manifest, stores["train"], Stream.MASKING),
-        validation=make_builder(config, manifest, stores["validation"], Stream.EVALUATION_MASKING),
-        num_validation_windows=min(config.evaluate.num_sequences, stores["validation"].num_windows),
+        loader=BatchLoader(
+            make_builder(config, manifest, stores["train"], order, Stream.MASKING),
+            Slicing(
+                config.batch.global_sequences, config.batch.micro_sequences, accumulation, ranks.rank, ranks.world_size
+            ),
+            config.data.workers,
+            pin_memory=ranks.device.type == "cuda",
+        ),
+        validation=make_builder(config, manifest, stores["validation"], None, Stream.EVALUATION_MASKING),
+        validation_windows=choose_windows(stores["validation"].num_windows, config.evaluate.num_sequences),
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
         accumulation=accumulation,
         sums=sums,
@@ -124,24 +141,59 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     )
 
 
-def open_windows(config: RunConfig, manifest: Manifest, split: str) -> WindowStore:
-    """The windows of a split, its files verified."""
+def open_windows(config: RunConfig, manifest: Manifest, split: str, num_processes: int = 1) -> WindowStore:
+    """The windows of a split; its shards are verified when they are first read."""
     return WindowStore(
-        config.data.shards, manifest, split, config.data.sequence_length, config.data.minimum_piece_tokens
+        config.data.shards,
+        manifest,
+        split,
+        config.data.sequence_length,
+        config.data.minimum_piece_tokens,
+        cast(Packing, config.data.packing),
+        num_processes=num_processes,
     )
 
 
-def make_builder(config: RunConfig, manifest: Manifest, store: WindowStore, stream: Stream) -> BatchBuilder:
-    """The batches of a split; held-out windows keep their order."""
+def make_order(config: RunConfig, store: WindowStore) -> SampleOrder:
+    """The order of the training split's windows over the whole run."""
+    return order_of_sources(
+        store.sources(),
+        config.data.mixture_alpha,
+        config.data.max_epochs,
+        config.schedule.total_steps * config.batch.global_sequences,
+        config.run.seed,
+        config.data.shuffle_block_shards,
+    )
+
+
+def describe_sources(config: RunConfig, store: WindowStore) -> list[str]:
+    """How often the run goes through each source, where there are several."""
+    sizes = [size for size, _ in store.sources()]
+    if len(sizes) == 1:
+        return []
+    num_samples = config.schedule.total_steps * config.batch.global_sequences
+    shares = mixture_shares(sizes, config.data.mixture_alpha, config.data.max_epochs, num_samples)
+    return describe_mixture(sizes, shares, num_samples)
+
+
+def make_builder(
+    config: RunConfig, manifest: Manifest, store: WindowStore, order: SampleOrder | None, stream: Stream
+) -> BatchBuilder:
+    """The batches of a split; held-out windows are asked for by number, without an order."""
+    needs_words = config.masking.unit in ("word", "span")
+    tokenizer = Path(config.data.shards) / TOKENIZER_NAME
     return BatchBuilder(
         store,
+        order,
         manifest.special_ids,
+        manifest.vocab_size,
         sequence_length=config.data.sequence_length,
         micro_sequences=config.batch.micro_sequences,
-        mask_probability=config.masking.probability,
+        masking=config.masking.rule(),
         seed=config.run.seed,
         masking_stream=stream,
-        shuffle=stream == Stream.MASKING,
+        pieces=(manifest.special_ids.unk + 1, manifest.num_pieces),
+        word_starts=word_start_table(tokenizer, manifest.vocab_size) if needs_words else None,
     )
 
 

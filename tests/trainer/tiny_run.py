@@ -12,7 +12,7 @@ from disentangled.model.generator import Generator, Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.engine import EnginePair, build_models
 from disentangled.trainer.run_config import RunConfig, load_run_config
-from disentangled.trainer.train import make_builder, open_windows
+from disentangled.trainer.train import make_builder, make_order, open_windows
 from tests.trainer.plain_engines import PlainEngine
 
 CPU = torch.device("cpu")
@@ -70,8 +70,8 @@ def build_parts(config: RunConfig) -> Parts:
     return Parts(
         config,
         manifest,
-        make_builder(config, manifest, train, Stream.MASKING),
-        make_builder(config, manifest, validation, Stream.EVALUATION_MASKING),
+        make_builder(config, manifest, train, make_order(config, train), Stream.MASKING),
+        make_builder(config, manifest, validation, None, Stream.EVALUATION_MASKING),
         generator,
         discriminator,
         Sampling(config.run.seed, Stream.REPLACEMENT, banned),
