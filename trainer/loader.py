@@ -7,12 +7,14 @@ Used by: trainer/train.py, loop.py. Tested by: tests/trainer/test_loader.py.
 Not here: what is in a batch (batch.py).
 """
 
+import signal
 from collections.abc import Generator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset
 
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
+from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.order import rank_slice
 
 # Micro-batches that a worker is ahead by: one to be fetched and one being built.
@@ -30,21 +32,18 @@ class Slicing:
     world_size: int
 
 
-@dataclass(frozen=True)
-class BatchError:
-    """What went wrong in a worker, to be raised by the process that wants the batch."""
-
-    message: str
+class DataError(ValueError):
+    """A batch cannot be built: a shard is damaged or gone. One line that names it."""
 
 
-class MicroBatches(Dataset[MaskedBatch | BatchError]):
+class MicroBatches(Dataset[MaskedBatch | DataError]):
     """Micro-batch number step * accumulation + k of this rank."""
 
     def __init__(self, builder: BatchBuilder, slicing: Slicing) -> None:
         self._builder = builder
         self._slicing = slicing
 
-    def __getitem__(self, number: int) -> MaskedBatch | BatchError:
+    def __getitem__(self, number: int) -> MaskedBatch | DataError:
         slicing = self._slicing
         step, k = divmod(number, slicing.accumulation)
         consumed = step * slicing.global_sequences
@@ -53,7 +52,7 @@ class MicroBatches(Dataset[MaskedBatch | BatchError]):
                 rank_slice(consumed, k, slicing.rank, slicing.world_size, slicing.micro_sequences)
             )
         except (ValueError, OSError) as error:
-            return BatchError(str(error))
+            return DataError(str(error))  # raised here, it would lose its type and gain a traceback
 
 
 class BatchLoader:
@@ -69,7 +68,7 @@ class BatchLoader:
         """The batches of steps first .. stop - 1; close it to end the workers early.
 
         Raises:
-            ValueError: a batch cannot be built, for instance because a shard is damaged.
+            DataError: a batch cannot be built, for instance because a shard is damaged.
         """
         numbers = range(first * self._accumulation, stop * self._accumulation)
         loader = DataLoader(
@@ -80,12 +79,19 @@ class BatchLoader:
             prefetch_factor=PREFETCH if self._num_workers else None,
             multiprocessing_context="fork" if self._num_workers else None,
             pin_memory=self._pin_memory,
+            worker_init_fn=_ignore_stop_signals,
         )
         batches = []
         for batch in loader:
-            if isinstance(batch, BatchError):
-                raise ValueError(batch.message)
+            if isinstance(batch, DataError):
+                raise batch
             batches.append(batch)
             if len(batches) == self._accumulation:
                 yield batches
                 batches = []
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Launchers and terminals signal all processes of a run; a rank that saves needs its workers until it is done."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

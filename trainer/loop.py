@@ -7,7 +7,7 @@ Used by: trainer/train.py. Tested by tests/integration/.
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.interrupt import Interrupt
-from disentangled.trainer.loader import BatchLoader
+from disentangled.trainer.loader import BatchLoader, DataError
 from disentangled.trainer.metrics import MetricLog, MetricSums
 from disentangled.trainer.optim import learning_rate_factor, peak_learning_rates
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
@@ -65,20 +65,35 @@ def train(training: Training, interrupt: Interrupt) -> bool:
         return run_steps(training, steps, interrupt)
 
 
-def run_steps(training: Training, steps: Iterable[list[MaskedBatch]], interrupt: Interrupt) -> bool:
-    """Run an update for each step's batches; see train."""
+def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt) -> bool:
+    """Run an update for each step's batches; see train.
+
+    Raises:
+        DataError: some rank met a damaged shard. All ranks have saved, and raise the same line.
+    """
     config, ranks = training.config, training.ranks
     rtd_step = RtdStep(training.engines, config, training.sampling, ranks.world_size)
     speed = Speedometer()
-    for batches in steps:
-        num_masked, num_live, num_pairs, num_stopping = ranks.sum_on_host(
+    while training.step < config.schedule.total_steps:
+        batches: list[MaskedBatch] = []
+        fault: DataError | None = None
+        try:
+            batches = next(steps)
+        except DataError as error:
+            fault = error
+        num_masked, num_live, num_pairs, num_stopping, num_faults = ranks.sum_on_host(
             [
                 sum(batch.num_masked for batch in batches),
                 sum(batch.num_live for batch in batches),
                 sum(batch.num_pairs for batch in batches),
                 int(bool(interrupt.reason())),
+                int(fault is not None),
             ]
         )
+        if num_faults:
+            save(training)
+            first = next(text for text in ranks.gather(fault and str(fault)) if text)
+            raise DataError(f"{first}; saved at step {training.step}: then run the same command again")
         if num_stopping:
             save(training)
             return False

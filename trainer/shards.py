@@ -116,6 +116,15 @@ class WindowStore:
         for index, begin, end in zip(shard[np.append(0, cuts)].tolist(), bounds[:-1], bounds[1:], strict=True):
             out[target[begin:end]] = self._shard(index).tokens[source[begin:end]]
 
+    def open_all(self) -> None:
+        """Open and verify every shard now.
+
+        Raises:
+            ValueError: a shard is damaged; the line names it.
+        """
+        for index in range(len(self._records)):
+            self._shard(index)
+
     def _shard(self, index: int) -> OpenShard:
         shard = self._open.get(index)
         if shard is None:

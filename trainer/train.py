@@ -28,7 +28,7 @@ from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import build_engines, build_models, check_precision
 from disentangled.trainer.evaluate import choose_windows
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
-from disentangled.trainer.loader import BatchLoader, Slicing
+from disentangled.trainer.loader import BatchLoader, DataError, Slicing
 from disentangled.trainer.loop import Training, train
 from disentangled.trainer.metrics import MetricLog, MetricSums
 from disentangled.trainer.mixture import describe_mixture, mixture_shares
@@ -68,7 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         leave_ranks()
         return EXIT_USER_ERROR
     interrupt.catch_signals()
-    finished = train(training, interrupt)
+    try:
+        finished = train(training, interrupt)
+    except DataError as error:
+        if training.ranks.is_first:
+            print_error(error)
+        leave_ranks()
+        return EXIT_USER_ERROR
     if training.log is not None:
         training.log.close()
         ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
@@ -91,6 +97,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = claim_run_folder(config, ds_config, manifest)
     stores = {split: open_windows(config, manifest, split) for split in SPLITS}
+    stores["validation"].open_all()  # it is small; training shards are verified when they are first read
     order = make_order(config, stores["train"])
     generator, discriminator = build_models(config, manifest)
 

@@ -1,11 +1,14 @@
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
-from disentangled.trainer.loader import BatchLoader, Slicing
+from disentangled.trainer.interrupt import STOP_SIGNALS
+from disentangled.trainer.loader import BatchLoader, DataError, Slicing
 from tests.trainer.tiny_run import build_parts, tiny_config
 
 ALONE = Slicing(global_sequences=16, micro_sequences=4, accumulation=4, rank=0, world_size=1)
@@ -60,7 +63,7 @@ def test_error_of_a_worker_is_one_line(builder: BatchBuilder, num_workers: int, 
     loader = BatchLoader(failing, Slicing(8, 4, 2, 0, 1), num_workers)  # type: ignore[arg-type]
     steps = loader.steps(0, 4)
     assert len(next(steps)) == 2
-    with pytest.raises(ValueError, match="shard-a") as raised:
+    with pytest.raises(DataError, match="shard-a") as raised:
         next(steps)
     assert str(raised.value) == str(error)
 
@@ -71,3 +74,14 @@ def test_closing_ends_the_workers(builder: BatchBuilder) -> None:
     assert len(multiprocessing.active_children()) == 2
     steps.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_workers_go_on_when_the_run_is_asked_to_stop(builder: BatchBuilder, number: signal.Signals) -> None:
+    steps = BatchLoader(builder, ALONE, 1).steps(0, 10)
+    got = [next(steps)]
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, number)
+    got += list(steps)
+    assert same(got, [builder.step_batches(step * 16, 4, 0, 1) for step in range(10)])
