@@ -48,6 +48,7 @@ from disentangled.data_prep.shard_schema import (
 )
 from disentangled.data_prep.sources import DEFAULT_NAME, Source, load_sources
 from disentangled.data_prep.task_pool import MpiPool, SerialPool, TaskPool, join_mpi, serve_tasks
+from disentangled.data_prep.token_storage import LARGEST_VOCAB, TokenStorage, narrowest_storage
 from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer
 from disentangled.data_prep.unigram_entropy import unigram_cross_entropy_nats, unigram_entropy_nats
 from disentangled.data_prep.whole_file import write_file
@@ -149,6 +150,7 @@ def _identify(options: BuildOptions, sources: Sequence[Source], tokenizer: Token
         chunking=CHUNKING,
         cleaning=options.cleaning.describe(),
         vocab_size=tokenizer.vocab_size,
+        token_storage=_choose_storage(options.token_storage, tokenizer.vocab_size),
         num_pieces=tokenizer.num_pieces,
         special_ids=tokenizer.special_ids,
         sources=tuple(source.name for source in sources),
@@ -157,6 +159,14 @@ def _identify(options: BuildOptions, sources: Sequence[Source], tokenizer: Token
         validation_fraction=options.validation_fraction,
         validation_floor=options.validation_floor,
     )
+
+
+def _choose_storage(asked: TokenStorage | None, vocab_size: int) -> TokenStorage:
+    """Return how ids are stored; ValueError where the vocabulary does not fit."""
+    if asked and vocab_size > LARGEST_VOCAB[asked]:
+        rule = f"holds vocabularies of up to {LARGEST_VOCAB[asked]}, this one has {vocab_size}"
+        raise ValueError(f"--token-storage {asked}: {rule}: leave it out for {narrowest_storage(vocab_size)}")
+    return asked or narrowest_storage(vocab_size)
 
 
 def _summarize(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from disentangled.data_prep.clean import FORMS, CleaningRules
 from disentangled.data_prep.command_line import OneLineParser
 from disentangled.data_prep.find_inputs import KNOWN_NAMES
+from disentangled.data_prep.token_storage import COLUMNS, TokenStorage
 from disentangled.data_prep.train_tokenizer import CHARACTER_COVERAGE, TrainingOptions
 
 # 32 Mi tokens: a shard of 64 MiB, which is also what a split keeps in memory
@@ -43,6 +44,7 @@ class BuildOptions:
     text_field: str = "text"
     skip_bad_text: bool = False
     shard_tokens: int = DEFAULT_SHARD_TOKENS
+    token_storage: TokenStorage | None = None
     tokenizer_sample_bytes: int = DEFAULT_SAMPLE_BYTES
     tokenizer_alpha: float = DEFAULT_ALPHA
     byte_fallback: bool = True
@@ -124,6 +126,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("--on-bad-text", choices=("fail", "skip"), default="fail", help=faults)
     most = "tokens in a shard, at most; a unit of work is twice as many bytes (%(default)s)"
     add("--shard-tokens", type=int, default=DEFAULT_SHARD_TOKENS, metavar="N", help=most)
+    storage = "how ids are stored (the narrowest that holds the vocabulary; uint32 reads a little faster than uint24)"
+    add("--token-storage", choices=tuple(COLUMNS), help=storage)
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ from disentangled.data_prep.shard_schema import (
     open_shard,
 )
 from disentangled.data_prep.split import split_hash
+from disentangled.data_prep.token_storage import count_pieces
 from disentangled.data_prep.tokenizer import Tokenizer, parse_tokenizer
 from disentangled.data_prep.whole_file import write_file
 from disentangled.data_prep.work_units import Unit
@@ -146,7 +147,7 @@ def reload_unit(directory: Path, unit: Unit, num_pieces: int, skip_bad_text: boo
             tokens = open_shard(directory, shard).tokens
         except ValueError:
             return None
-        counts[SPLITS.index(shard.split)] += np.bincount(tokens, minlength=num_pieces)
+        counts[SPLITS.index(shard.split)] += count_pieces(tokens, num_pieces)
     return EncodedUnit(record, counts)
 
 

@@ -77,7 +77,7 @@ def test_command_builds_a_dataset_and_says_what_it_holds(folder: Path, capsys: p
     manifest = load_manifest(folder / "out")
     assert manifest.num_pieces == NUM_PIECES
     assert printed.err == ""
-    assert printed.out.startswith(f"wrote out\ndataset    {manifest.dataset_id[:12]}, schema version 1, seed 1\n")
+    assert printed.out.startswith(f"wrote out\ndataset    {manifest.dataset_id[:12]}, schema version 2, seed 1\n")
     assert f"{manifest.counts['train'].num_tokens:,}" in printed.out
     assert max(map(len, printed.out.splitlines())) <= 80
 
@@ -122,6 +122,7 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
             "leaves no validation documents of the 60",
         ),
         ("--input good.txt --tokenizer spm.model --validation-fraction .9999", "leaves no train documents of the 60"),
+        ("--input good.txt --tokenizer spm.model --token-storage uint8", "argument --token-storage: invalid choice"),
         ("--input good.txt --tokenizer spm.model --seed -1", "--seed -1: must lie between 0 and"),
         ("--input good.txt --tokenizer spm.model --shard-tokens 0", "--shard-tokens 0: must lie between 1 and"),
         ("--input good.txt --tokenizer spm.model --tokenizer-sample-bytes 0", "must be at least 1"),

@@ -1,0 +1,16 @@
+"""The digest of a whole file.
+
+Used by: write_shards.py, open_shard.py, load_manifest.py. Tested by: tests/data_prep/test_write_shards.py.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+
+def hash_file(path: Path, algorithm: Literal["xxh3_128", "sha256"]) -> str:
+    """Return the hex digest of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128 if algorithm == "xxh3_128" else hashlib.sha256).hexdigest()
