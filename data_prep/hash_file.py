@@ -9,8 +9,10 @@ from typing import Literal
 
 import xxhash
 
+HashAlgorithm = Literal["xxh3_128", "sha256"]
 
-def hash_file(path: Path, algorithm: Literal["xxh3_128", "sha256"]) -> str:
+
+def hash_file(path: Path, algorithm: HashAlgorithm) -> str:
     """Return the hex digest of a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128 if algorithm == "xxh3_128" else hashlib.sha256).hexdigest()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from disentangled.data_prep.dataset_records import SCHEMA_VERSION, ShardRecord
-from disentangled.data_prep.hash_file import hash_file
+from disentangled.data_prep.hash_file import HashAlgorithm, hash_file
 from disentangled.data_prep.token_storage import COLUMNS, ShardTokens, arrow_schema
 
 Verification = Literal["quick", "checksum", "full"]
@@ -27,6 +27,11 @@ full: also sha256, every id below the vocabulary size and offsets that never fal
 Report = Callable[[str], None]
 """Is told each fault, a line each; it may raise."""
 
+_ALGORITHMS: dict[Verification, tuple[HashAlgorithm, ...]] = {
+    "quick": (),
+    "checksum": ("xxh3_128",),
+    "full": ("xxh3_128", "sha256"),
+}
 # 1 Mi tokens: 4 MiB as uint32
 _BLOCK_TOKENS = 1 << 20
 
@@ -65,26 +70,19 @@ def examine_shard(directory: str | Path, record: ShardRecord, verify: Verificati
     path = Path(directory) / record.path
     if not examine_size(path, record, report):
         return None
-    if verify != "quick" and hash_file(path, "xxh3_128") != record.xxh3_128:
-        report(f"{path}: xxh3_128 differs from its record, the file is damaged: restore or rebuild it")
-    elif verify == "full" and hash_file(path, "sha256") != record.sha256:
-        report(f"{path}: sha256 differs from its record, the file is damaged: restore or rebuild it")
-    batch, metadata = _read_batch(path, record, report)
-    if batch is None:
+    for algorithm in _ALGORITHMS[verify]:
+        if hash_file(path, algorithm) != getattr(record, algorithm):
+            # what a damaged file says of itself means nothing
+            report(f"{path}: {algorithm} differs from its record, the file is damaged: restore or rebuild it")
+            return None
+    try:
+        shard = _map_shard(path, record, report)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        report(f"{path}: not a whole Arrow file ({reason}): restore or rebuild it")
         return None
-    offsets = [batch.column(name).offsets.to_numpy(zero_copy_only=True) for name in COLUMNS[record.token_storage]]
-    shard = OpenShard(
-        record=record,
-        tokens=ShardTokens(
-            [batch.column(name).values.to_numpy(zero_copy_only=True) for name in COLUMNS[record.token_storage]]
-        ),
-        offsets=offsets[0].astype(np.int64),
-        start_bytes=batch.column("doc").to_numpy(zero_copy_only=True),
-        metadata=metadata,
-    )
-    if any(not np.array_equal(offsets[0], other) for other in offsets[1:]):
-        report(f"{path}: the columns of its ids have different offsets: restore or rebuild it")
-    _examine_rows(path, shard, verify == "full", report)
+    if shard:
+        _examine_rows(path, shard, verify == "full", report)
     return shard
 
 
@@ -101,23 +99,29 @@ def examine_size(path: Path, record: ShardRecord, report: Report) -> bool:
     return True
 
 
-def _read_batch(path: Path, record: ShardRecord, report: Report) -> tuple[pa.RecordBatch | None, dict[str, str]]:
-    """Return (the one batch of a shard, its metadata); no batch where it cannot be read as one."""
-    try:
-        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            metadata = _decode_metadata(reader.schema.metadata or {})
-            if not reader.schema.equals(arrow_schema(record.token_storage)):
-                report(f"{path}: its columns are not those of schema version {SCHEMA_VERSION}: rebuild it")
-                return None, metadata
-            if reader.num_record_batches != 1:
-                report(f"{path}: {reader.num_record_batches} record batches, a shard has one: rebuild it")
-                return None, metadata
-            _examine_metadata(path, record, metadata, report)
-            return reader.get_batch(0), metadata
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        report(f"{path}: not a whole Arrow file ({reason}): restore or rebuild it")
-        return None, {}
+def _map_shard(path: Path, record: ShardRecord, report: Report) -> OpenShard | None:
+    """Return views into the file; None where it has not the form of a shard."""
+    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+        if not reader.schema.equals(arrow_schema(record.token_storage)):
+            report(f"{path}: its columns are not those of schema version {SCHEMA_VERSION}: rebuild it")
+            return None
+        if reader.num_record_batches != 1:
+            report(f"{path}: {reader.num_record_batches} record batches, a shard has one: rebuild it")
+            return None
+        metadata = _decode_metadata(reader.schema.metadata or {})
+        _examine_metadata(path, record, metadata, report)
+        batch = reader.get_batch(0)
+    columns = [batch.column(name) for name in COLUMNS[record.token_storage]]
+    offsets = [column.offsets.to_numpy(zero_copy_only=True) for column in columns]
+    if any(not np.array_equal(offsets[0], other) for other in offsets[1:]):
+        report(f"{path}: the columns of its ids have different offsets: restore or rebuild it")
+    return OpenShard(
+        record=record,
+        tokens=ShardTokens([column.values.to_numpy(zero_copy_only=True) for column in columns]),
+        offsets=offsets[0].astype(np.int64),
+        start_bytes=batch.column("doc").to_numpy(zero_copy_only=True),
+        metadata=metadata,
+    )
 
 
 def _examine_metadata(path: Path, record: ShardRecord, metadata: dict[str, str], report: Report) -> None:
