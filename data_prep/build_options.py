@@ -154,4 +154,10 @@ def _add_cleaning(parser: argparse.ArgumentParser) -> None:
     add("--strip-controls", action="store_true", help="turn control characters into spaces")
     add("--min-characters", type=int, default=0, metavar="N", help="leave out shorter documents")
     add("--max-characters", type=int, default=0, metavar="N", help="leave out longer documents")
+    add("--min-letters", type=float, default=0.0, metavar="F", help="leave out documents of a smaller share of letters")
+    add("--max-digits", type=float, default=1.0, metavar="F", help="leave out documents of a larger share of digits")
+    lines = "leave out documents of a larger share of repeated lines"
+    add("--max-repeated-lines", type=float, default=1.0, metavar="F", help=lines)
+    run = "leave out documents with a longer run of one character"
+    add("--max-run", type=int, default=0, metavar="N", help=run)
     add("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents, of any source")
