@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from disentangled.data_prep.clean import FORMS, CleaningRules
+from disentangled.data_prep.clean import DEFAULT_SIMILARITY, FORMS, CleaningRules
 from disentangled.data_prep.command_line import OneLineParser
 from disentangled.data_prep.find_inputs import KNOWN_NAMES
 from disentangled.data_prep.token_storage import COLUMNS, TokenStorage
@@ -150,6 +150,8 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 def _add_cleaning(parser: argparse.ArgumentParser) -> None:
     """Add the rules of cleaning, all of them off."""
     add = parser.add_argument
+    cut = "cut longer documents at line ends into several of at most N characters"
+    add("--split-documents", type=int, default=0, metavar="N", help=cut)
     add("--normalize", choices=FORMS, default="none", help="Unicode form of the text (%(default)s)")
     add("--strip-controls", action="store_true", help="turn control characters into spaces")
     add("--min-characters", type=int, default=0, metavar="N", help="leave out shorter documents")
@@ -161,3 +163,5 @@ def _add_cleaning(parser: argparse.ArgumentParser) -> None:
     run = "leave out documents with a longer run of one character"
     add("--max-run", type=int, default=0, metavar="N", help=run)
     add("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents, of any source")
+    near = f"leave out documents this similar to earlier ones, of any source ({DEFAULT_SIMILARITY} if none is named)"
+    add("--drop-near-duplicates", type=float, nargs="?", const=DEFAULT_SIMILARITY, default=0.0, metavar="F", help=near)

@@ -1,5 +1,6 @@
 """Changes a document's text, or rejects the document, by rules that look at it alone. All are off by default.
 
+    split_documents  longer documents are cut at line ends first (cut_document.py)
     normalize        a Unicode normalization form
     strip_controls   control characters, but newline and tab, become spaces
     min_, max_characters   shorter and longer documents are rejected
@@ -7,12 +8,13 @@
     max_digits             of a larger share of digits
     max_repeated_lines     of a larger share of lines that they hold before already
     max_run                with a longer run of one character
+    drop_duplicates, drop_near_duplicates   found out beforehand (find_duplicates.py, near_duplicates.py)
 
 The tokenizer normalizes too (nmt_nfkc where it is trained here); what is done here also decides which documents are
 copies of each other, on which side of the split they fall and what their length is.
 
 Used by: read_unit.py. Tested by: tests/data_prep/test_clean.py.
-Not here: copies (find_duplicates.py), text that cannot be read (read_text.py).
+Not here: text that cannot be read (read_text.py).
 """
 
 import dataclasses
@@ -21,18 +23,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from disentangled.data_prep.measure_text import digit_share, letter_share, longest_run, repeated_line_share
+from disentangled.data_prep.sign_text import SIGNING
 
 Form = Literal["none", "NFC", "NFD", "NFKC", "NFKD"]
 FORMS: tuple[Form, ...] = ("none", "NFC", "NFD", "NFKC", "NFKD")
 # what they do depends on Python's version of Unicode
 _UNICODE_RULES = ("normalize", "min_letters", "max_digits", "max_run")
 _CONTROLS = {code: " " for code in range(0xA0) if unicodedata.category(chr(code)) == "Cc" and chr(code) not in "\n\t"}
+# of --drop-near-duplicates: the same text but for a few sentences
+DEFAULT_SIMILARITY = 0.8
 
 
 @dataclass(frozen=True)
 class CleaningRules:
-    """What to do with each document; the defaults do nothing, max_characters and max_run 0 are no limit."""
+    """What to do with each document; the defaults do nothing, a limit of 0 is none but for the shares."""
 
+    split_documents: int = 0
     normalize: Form = "none"
     strip_controls: bool = False
     min_characters: int = 0
@@ -42,10 +48,16 @@ class CleaningRules:
     max_repeated_lines: float = 1.0
     max_run: int = 0
     drop_duplicates: bool = False
+    drop_near_duplicates: float = 0.0
 
     def __post_init__(self) -> None:
         if self.normalize not in FORMS:
             raise ValueError(f"--normalize {self.normalize}: unknown form: take one of {', '.join(FORMS)}")
+        if self.split_documents < 0:
+            raise ValueError(f"--split-documents {self.split_documents}: must not be negative: leave it out for none")
+        if not 0.0 <= self.drop_near_duplicates <= 1.0:
+            rule = "is a similarity and must lie between 0 and 1"
+            raise ValueError(f"--drop-near-duplicates {self.drop_near_duplicates}: {rule}: try {DEFAULT_SIMILARITY}")
         if self.min_characters < 0 or self.max_characters < 0:
             raise ValueError("--min-characters, --max-characters: must not be negative: leave them out for no limit")
         if self.max_characters and self.max_characters < self.min_characters:
@@ -58,6 +70,11 @@ class CleaningRules:
         if self.max_run < 0:
             raise ValueError(f"--max-run {self.max_run}: must not be negative: leave it out for no limit")
 
+    @property
+    def finds_copies(self) -> bool:
+        """Whether documents are left out because of others."""
+        return self.drop_duplicates or self.drop_near_duplicates > 0.0
+
     def describe(self) -> str:
         """Return the rules that are on, in words, for the manifest."""
         fields = dataclasses.fields(self)
@@ -69,6 +86,8 @@ class CleaningRules:
         ]
         if any(chosen[f.name] != f.default for f in fields if f.name in _UNICODE_RULES):
             words.append(f"Unicode {unicodedata.unidata_version}")
+        if self.drop_near_duplicates:
+            words.append(SIGNING)
         return ", ".join(words) or "none"
 
 

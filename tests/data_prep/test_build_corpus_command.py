@@ -133,7 +133,10 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
         ("--sources absent.toml --tokenizer spm.model", "absent.toml: no such file: check --sources"),
         ("--input good.txt good.txt --tokenizer spm.model", "good.txt: named twice among the inputs"),
         ("--input good.txt --tokenizer spm.model --validation-floor -1", "--validation-floor -1: must not be negative"),
-        ("--input good.txt --tokenizer spm.model --validation-floor 60", "leaves no train documents of the 60"),
+        ("--input good.txt --tokenizer spm.model --validation-floor 60", "source 'text' has 60 different documents"),
+        ("--input good.txt --tokenizer spm.model --drop-near-duplicates 2", "must lie between 0 and 1: try 0.8"),
+        ("--input good.txt --tokenizer spm.model --min-letters 2", "--min-letters 2.0: is a share and must lie"),
+        ("--input good.txt --tokenizer spm.model --split-documents -1", "--split-documents -1: must not be negative"),
         ("--input good.txt --tokenizer spm.model --tokenizer-alpha 2", "--tokenizer-alpha 2.0: must lie between 0"),
         (
             "--input good.txt --tokenizer spm.model --character-coverage .5",

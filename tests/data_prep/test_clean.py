@@ -49,6 +49,7 @@ def test_rules_are_told_in_words():
     words = CleaningRules(normalize="NFC", strip_controls=True, max_characters=9, drop_duplicates=True).describe()
     assert words.startswith("normalize NFC, strip_controls, max_characters 9, drop_duplicates, Unicode ")
     assert CleaningRules(max_digits=0.0, max_run=8).describe().startswith("max_digits 0.0, max_run 8, Unicode ")
+    assert CleaningRules(drop_near_duplicates=0.8).describe().startswith("drop_near_duplicates 0.8, MinHash of 128, ")
     assert CleaningRules(max_repeated_lines=0.5).describe() == "max_repeated_lines 0.5"
 
 
@@ -56,6 +57,8 @@ def test_rules_are_told_in_words():
     ("rules", "fault"),
     [
         ({"normalize": "nfc"}, "--normalize nfc: unknown form: take one of none, NFC"),
+        ({"split_documents": -1}, "--split-documents -1: must not be negative"),
+        ({"drop_near_duplicates": 80}, "--drop-near-duplicates 80: is a similarity and must lie between 0 and 1"),
         ({"min_characters": -1}, "must not be negative"),
         ({"min_letters": 50}, "--min-letters 50: is a share and must lie between 0 and 1"),
         ({"max_repeated_lines": -0.1}, "--max-repeated-lines -0.1: is a share"),
