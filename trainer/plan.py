@@ -10,15 +10,15 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from disentangled.data_prep.shard_schema import TOKENIZER_NAME, Manifest, load_manifest
+from disentangled.data_prep.shard_schema import Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
+from disentangled.trainer.dataset import open_dataset, tokenizer_path
 from disentangled.trainer.mixture import describe_mixture, mixture_shares
 from disentangled.trainer.run_config import RunConfig, load_run_config
 from disentangled.trainer.shards import WindowStore
@@ -99,17 +99,17 @@ def run(recipe: str, overrides: Sequence[str], lengths: Sequence[int], sample: i
         raise ValueError(f"--sample {sample}: must not be negative")
     if processes < 1:
         raise ValueError(f"--processes {processes}: must be at least 1")
-    manifest = load_manifest(config.data.shards)
+    dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
     print(TABLE_HEAD)
     for length in sorted({*lengths, config.data.sequence_length}):
         own = replace(config, data=replace(config.data, sequence_length=length))
-        print(describe_rows(own, open_windows(own, manifest, "train", processes)))
-    store = open_windows(config, manifest, "train", processes)
-    print("", *describe_run(config, manifest, store), sep="\n")
+        print(describe_rows(own, open_windows(own, dataset, "train", processes)))
+    store = open_windows(config, dataset, "train", processes)
+    print("", *describe_run(config, dataset.manifest, store), sep="\n")
     if sample is not None:
         one_row = replace(config, batch=replace(config.batch, micro_sequences=1))
-        builder = make_builder(one_row, manifest, store, make_order(config, store), Stream.MASKING)
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(Path(config.data.shards) / TOKENIZER_NAME))
+        builder = make_builder(one_row, dataset, store, make_order(config, store), Stream.MASKING)
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path(dataset)))
         print("", *draw_sample(builder.build([sample]), config.data.sequence_length, pieces), sep="\n")
 
 

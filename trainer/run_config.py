@@ -19,7 +19,16 @@ from disentangled.trainer.packing import PACKINGS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # what a later launch of the same run may change: where it runs and what it reports, never what it computes
-MAY_CHANGE = ("run.dir", "data.shards", "data.workers", "batch.micro_sequences", "log.", "evaluate.", "checkpoint.")
+MAY_CHANGE = (
+    "run.dir",
+    "data.shards",
+    "data.workers",
+    "data.cache",
+    "batch.micro_sequences",
+    "log.",
+    "evaluate.",
+    "checkpoint.",
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,8 @@ class DataSection:
     mixture_alpha: float = 1.0  # a source's share is weight * tokens^alpha; 0.3 draws small languages more often
     max_epochs: float = 0.0  # no source is seen more often; 0: no cap
     shuffle_block_shards: int = 0  # rows of so many shards are shuffled together; 0: of all
+    cache: str = ""  # where shards of a remote store are kept; empty: ~/.cache/disentangled
+    cache_bytes: int = 0  # they take no more than this; 0: no limit
     workers: int = 1  # processes that build batches for a rank; 0: the rank itself
 
 
@@ -167,7 +178,13 @@ class RunConfig:
         for key in ("optimizer.learning_rate", "optimizer.rtd_lambda", "optimizer.epsilon"):
             if get_key(self, key) <= 0:
                 raise ValueError(f"{key} is {get_key(self, key)}: it must be above 0")
-        for key in ("data.mixture_alpha", "data.max_epochs", "data.shuffle_block_shards", "data.workers"):
+        for key in (
+            "data.mixture_alpha",
+            "data.max_epochs",
+            "data.shuffle_block_shards",
+            "data.workers",
+            "data.cache_bytes",
+        ):
             if get_key(self, key) < 0:
                 raise ValueError(f"{key} is {get_key(self, key)}: it must not be negative")
         for key, known in (("data.packing", PACKINGS), ("masking.unit", MASKING_UNITS)):

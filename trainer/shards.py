@@ -5,15 +5,16 @@ checksum verified, and copies the tokens of many rows at once. It knows no order
 Used by: trainer/batch.py, plan.py. Tested by tests/trainer/test_shards.py.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from disentangled.data_prep.shard_schema import Manifest, OpenShard, Verification, open_shard
+from disentangled.data_prep.shard_schema import OpenShard, Verification
+from disentangled.trainer.dataset import Dataset
 from disentangled.trainer.mixture import SourceSize
 from disentangled.trainer.packing import Packing
 from disentangled.trainer.window_plan import PlanKey, load_or_compute_plan
@@ -38,8 +39,7 @@ class WindowStore:
 
     def __init__(
         self,
-        directory: str | Path,
-        manifest: Manifest,
+        dataset: Dataset,
         split: str,
         sequence_length: int,
         minimum_piece_tokens: int,
@@ -47,15 +47,14 @@ class WindowStore:
         verify: Verification = "checksum",
         num_processes: int = 1,
     ) -> None:
-        self._directory, self._verify = Path(directory), verify
-        self._records = manifest.splits[split]
-        self._open: dict[int, OpenShard] = {}
-        key = PlanKey(manifest.dataset_id, split, sequence_length, minimum_piece_tokens, packing)
-        self._plan = load_or_compute_plan(self._directory, manifest, key, num_processes)
+        self._dataset, self._verify = dataset, verify
+        self._records = dataset.manifest.splits[split]
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()  # by when they were last read
+        key = PlanKey(dataset.manifest.dataset_id, split, sequence_length, minimum_piece_tokens, packing)
+        self._plan = load_or_compute_plan(dataset, key, num_processes)
         self._end_window = np.cumsum(self._plan.shard_windows)
-        self._manifest = manifest
         if self.num_windows == 0:
-            raise ValueError(f"{directory}: split {split!r} holds no tokens: build the dataset from more text")
+            raise ValueError(f"{dataset.name}: split {split!r} holds no tokens: build the dataset from more text")
 
     @property
     def num_windows(self) -> int:
@@ -74,7 +73,8 @@ class WindowStore:
 
     def sources(self) -> list[tuple[SourceSize, NDArray[np.int64]]]:
         """Each source that has shards, in the store's order, and the rows of each of its shards."""
-        weights = dict(zip(self._manifest.sources, self._manifest.source_weights, strict=True))
+        manifest = self._dataset.manifest
+        weights = dict(zip(manifest.sources, manifest.source_weights, strict=True))
         found, first = [], 0
         for name, group in groupby(self._records, key=lambda record: record.source):
             records = list(group)
@@ -126,7 +126,10 @@ class WindowStore:
             self._shard(index)
 
     def _shard(self, index: int) -> OpenShard:
-        shard = self._open.get(index)
+        shard = self._open.pop(index, None)
         if shard is None:
-            shard = self._open[index] = open_shard(self._directory, self._records[index], self._verify)
+            shard = self._dataset.open(self._records[index], self._verify)
+        self._open[index] = shard
+        if len(self._open) > self._dataset.max_open_shards:
+            self._open.popitem(last=False)
         return shard

@@ -17,12 +17,13 @@ from typing import cast
 
 import torch
 
-from disentangled.data_prep.shard_schema import SPLITS, TOKENIZER_NAME, Manifest, load_manifest
+from disentangled.data_prep.shard_schema import SPLITS, Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
+from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import build_engines, build_models, check_precision
@@ -93,10 +94,12 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         if not value:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
     check_precision(config, ds_config)
-    manifest = load_manifest(config.data.shards)
+    dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
+    manifest = dataset.manifest
+    check_cache(config, manifest)
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = claim_run_folder(config, ds_config, manifest)
-    stores = {split: open_windows(config, manifest, split) for split in SPLITS}
+    stores = {split: open_windows(config, dataset, split) for split in SPLITS}
     stores["validation"].open_all()  # it is small; training shards are verified when they are first read
     order = make_order(config, stores["train"])
     generator, discriminator = build_models(config, manifest)
@@ -107,7 +110,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     check_resumable(state, ranks)
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
-        write_run_file(run_dir, config, manifest, ds_config)
+        write_run_file(run_dir, config, dataset, ds_config)
         for line in describe_sources(config, stores["train"]):
             say(line)
     sums = MetricSums(ranks.device)
@@ -130,14 +133,14 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         ranks=ranks,
         engines=engines,
         loader=BatchLoader(
-            make_builder(config, manifest, stores["train"], order, Stream.MASKING),
+            make_builder(config, dataset, stores["train"], order, Stream.MASKING),
             Slicing(
                 config.batch.global_sequences, config.batch.micro_sequences, accumulation, ranks.rank, ranks.world_size
             ),
             config.data.workers,
             pin_memory=ranks.device.type == "cuda",
         ),
-        validation=make_builder(config, manifest, stores["validation"], None, Stream.EVALUATION_MASKING),
+        validation=make_builder(config, dataset, stores["validation"], None, Stream.EVALUATION_MASKING),
         validation_windows=choose_windows(stores["validation"].num_windows, config.evaluate.num_sequences),
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
         accumulation=accumulation,
@@ -148,11 +151,20 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     )
 
 
-def open_windows(config: RunConfig, manifest: Manifest, split: str, num_processes: int = 1) -> WindowStore:
+def check_cache(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a limited cache under an order that jumps over all shards: each would be fetched again and again."""
+    total = sum(record.size_bytes for record in manifest.splits["train"])
+    if 0 < config.data.cache_bytes < total and not config.data.shuffle_block_shards:
+        raise ValueError(
+            f"data.cache_bytes is {config.data.cache_bytes:,} and the training shards have {total:,}: shuffle the rows "
+            "of a few shards at a time with data.shuffle_block_shards, or raise it"
+        )
+
+
+def open_windows(config: RunConfig, dataset: Dataset, split: str, num_processes: int = 1) -> WindowStore:
     """The windows of a split; its shards are verified when they are first read."""
     return WindowStore(
-        config.data.shards,
-        manifest,
+        dataset,
         split,
         config.data.sequence_length,
         config.data.minimum_piece_tokens,
@@ -184,11 +196,11 @@ def describe_sources(config: RunConfig, store: WindowStore) -> list[str]:
 
 
 def make_builder(
-    config: RunConfig, manifest: Manifest, store: WindowStore, order: SampleOrder | None, stream: Stream
+    config: RunConfig, dataset: Dataset, store: WindowStore, order: SampleOrder | None, stream: Stream
 ) -> BatchBuilder:
     """The batches of a split; held-out windows are asked for by number, without an order."""
     needs_words = config.masking.unit in ("word", "span")
-    tokenizer = Path(config.data.shards) / TOKENIZER_NAME
+    manifest = dataset.manifest
     return BatchBuilder(
         store,
         order,
@@ -200,7 +212,7 @@ def make_builder(
         seed=config.run.seed,
         masking_stream=stream,
         pieces=(manifest.special_ids.unk + 1, manifest.num_pieces),
-        word_starts=word_start_table(tokenizer, manifest.vocab_size) if needs_words else None,
+        word_starts=word_start_table(tokenizer_path(dataset), manifest.vocab_size) if needs_words else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 What: the rows of all shards, one after another, as flat arrays; 8 bytes a row, 6 a piece. The file lies in the
 dataset's folder `plans` and is mapped into memory, so a run starts at once however large the dataset is, and the
-processes of a node share it. Where it cannot be written (a read-only dataset) the plan is computed at every start.
+processes of a node share it. Where it cannot be written (a read-only dataset) the plan is computed at every start. For
+a remote store it is made before the upload (trainer/plan.py): computing it there would fetch every shard.
 Used by: trainer/shards.py, plan.py. Tested by: tests/trainer/test_window_plan.py.
 Not here: how pieces are packed (packing.py).
 """
@@ -21,12 +22,12 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from disentangled.data_prep.shard_schema import Manifest, ShardRecord, open_shard
+from disentangled.data_prep.shard_schema import ShardRecord
 from disentangled.data_prep.whole_file import create_file
+from disentangled.trainer.dataset import Dataset
 from disentangled.trainer.packing import PackedWindows, Packing, pack_windows
 
 PLAN_VERSION = 1  # another packing of the same documents is another version
-FOLDER = "plans"
 
 
 @dataclass(frozen=True)
@@ -82,29 +83,29 @@ def join_windows(shards: Iterable[PackedWindows], sequence_length: int) -> Windo
     )
 
 
-def load_or_compute_plan(directory: Path, manifest: Manifest, key: PlanKey, num_processes: int = 1) -> WindowPlan:
+def load_or_compute_plan(dataset: Dataset, key: PlanKey, num_processes: int = 1) -> WindowPlan:
     """The plan as kept beside the dataset, else computed, and kept where that is possible."""
-    path = directory / FOLDER / key.name
+    path = dataset.fetch_plan(key.name)
     plan = read_plan(path, key)
     if plan is None:
-        plan = compute_plan(directory, manifest, key, num_processes)
+        plan = compute_plan(dataset, key, num_processes)
         with contextlib.suppress(OSError):  # a read-only or full disk: the next start computes it again
             write_plan(path, plan, key)
     return plan
 
 
-def compute_plan(directory: Path, manifest: Manifest, key: PlanKey, num_processes: int = 1) -> WindowPlan:
+def compute_plan(dataset: Dataset, key: PlanKey, num_processes: int = 1) -> WindowPlan:
     """Pack every shard of a split; reads the documents' lengths and no tokens."""
-    records = manifest.splits[key.split]
-    pack = functools.partial(_pack_shard, directory, key)
+    records = dataset.manifest.splits[key.split]
+    pack = functools.partial(_pack_shard, dataset, key)
     if num_processes == 1:
         return join_windows(map(pack, records), key.sequence_length)
     with ProcessPoolExecutor(num_processes) as pool:
         return join_windows(pool.map(pack, records), key.sequence_length)
 
 
-def _pack_shard(directory: Path, key: PlanKey, record: ShardRecord) -> PackedWindows:
-    offsets = open_shard(directory, record, "quick").offsets
+def _pack_shard(dataset: Dataset, key: PlanKey, record: ShardRecord) -> PackedWindows:
+    offsets = dataset.open(record, "quick").offsets
     return pack_windows(offsets, key.sequence_length, key.minimum_piece_tokens, key.packing)
 
 

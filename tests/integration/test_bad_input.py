@@ -10,6 +10,7 @@ import numpy as np
 
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer.checkpoint import list_checkpoints, load_state
+from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.train import make_order, open_windows
 from tests.data_prep.tiny_corpus import read_tree
 from tests.integration.finished_run import RUN, launch_run, run_command_line
@@ -91,7 +92,7 @@ def test_shard_found_damaged_in_training_is_named_and_the_run_goes_on_once_it_is
     # one shard after another, so that the last one's damage is found on the way
     own, folder = Path(shutil.copytree(shards, tmp_path / "shards")), tmp_path / "run"
     options = ("data.shuffle_block_shards=1", "schedule.total_steps=110")
-    store = open_windows(tiny_config(own, *options), load_manifest(own), "train")
+    store = open_windows(tiny_config(own, *options), LocalDataset(own), "train")
     order = make_order(tiny_config(own, *options), store)
     shard = int(store.pieces(order.windows(np.arange(8 * 110))).shard[-1])
     path = own / load_manifest(own).splits["train"][shard].path

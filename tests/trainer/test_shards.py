@@ -1,12 +1,21 @@
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from disentangled.data_prep.shard_schema import Manifest, load_manifest, open_shard
+from disentangled.data_prep.shard_schema import (
+    Manifest,
+    OpenShard,
+    ShardRecord,
+    Verification,
+    load_manifest,
+    open_shard,
+)
+from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.packing import pack_windows
 from disentangled.trainer.shards import WindowStore
 
@@ -23,8 +32,8 @@ def damaged(shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards, tmp_path / "shards"))
 
 
-def open_store(directory: Path, manifest: Manifest, split: str = "train") -> WindowStore:
-    return WindowStore(directory, manifest, split, SEQUENCE_LENGTH, MINIMUM)
+def open_store(directory: Path, split: str = "train") -> WindowStore:
+    return WindowStore(LocalDataset(directory), split, SEQUENCE_LENGTH, MINIMUM)
 
 
 def read_windows(store: WindowStore, windows: NDArray[np.int64]) -> list[list[list[int]]]:
@@ -40,7 +49,7 @@ def read_windows(store: WindowStore, windows: NDArray[np.int64]) -> list[list[li
 
 
 def test_windows_are_those_of_every_shards_plan_in_shard_order(shards: Path, manifest: Manifest) -> None:
-    store = open_store(shards, manifest)
+    store = open_store(shards)
     assert len(manifest.splits["train"]) == 3
     expected = []
     for record in manifest.splits["train"]:
@@ -55,21 +64,21 @@ def test_windows_are_those_of_every_shards_plan_in_shard_order(shards: Path, man
 
 
 def test_no_windows_have_no_pieces(shards: Path, manifest: Manifest) -> None:
-    store = open_store(shards, manifest)
+    store = open_store(shards)
     pieces = store.pieces(np.empty(0, dtype=np.int64))
     assert pieces.length.size == 0
     store.copy_tokens(pieces, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 def test_windows_of_the_splits_are_apart(shards: Path, manifest: Manifest) -> None:
-    held_out = open_store(shards, manifest, "validation")
+    held_out = open_store(shards, "validation")
     lost = manifest.counts["validation"].num_tokens - held_out.num_tokens
     assert 0 <= lost < MINIMUM * manifest.counts["validation"].num_documents
     assert lost < 0.05 * held_out.num_tokens
 
 
 def test_sources_are_those_of_the_manifest(shards: Path, manifest: Manifest) -> None:
-    store = open_store(shards, manifest)
+    store = open_store(shards)
     ((size, windows),) = store.sources()
     assert (size.name, size.weight, size.num_windows) == ("text", 1.0, store.num_windows)
     assert size.num_tokens == manifest.counts["train"].num_tokens
@@ -79,33 +88,53 @@ def test_sources_are_those_of_the_manifest(shards: Path, manifest: Manifest) -> 
 def test_flipped_byte_is_refused_by_name_on_first_touch(damaged: Path, manifest: Manifest) -> None:
     record = manifest.splits["train"][1]
     path = damaged / record.path
-    tokens = open_shard(damaged, record).tokens.tobytes()
+    tokens = open_shard(damaged, record).tokens[:].tobytes()
     content = bytearray(path.read_bytes())
     content[content.index(tokens[:64]) + 33] ^= 1
     path.write_bytes(content)
-    store = open_store(damaged, manifest)
+    store = open_store(damaged)
     windows = store.sources()[0][1]
     untouched = read_windows(store, np.arange(windows[0]))
-    assert untouched == read_windows(open_store(damaged, manifest), np.arange(windows[0]))
+    assert untouched == read_windows(open_store(damaged), np.arange(windows[0]))
     for _ in range(2):  # not only the first time
         with pytest.raises(ValueError, match=f"{re.escape(path.name)}.*xxh3_128"):
             read_windows(store, np.array([windows[0]]))
 
 
 def test_missing_shard_is_refused_by_name(damaged: Path, manifest: Manifest) -> None:
-    store = open_store(damaged, manifest)
+    store = open_store(damaged)
     path = damaged / manifest.splits["train"][2].path
     path.unlink()
     with pytest.raises(ValueError, match=f"{re.escape(path.name)}.*missing"):
         read_windows(store, np.array([store.num_windows - 1]))
     shutil.rmtree(damaged / "plans")
     with pytest.raises(ValueError, match=f"{re.escape(path.name)}.*missing"):
-        open_store(damaged, manifest)
+        open_store(damaged)
 
 
-def test_split_without_shards_is_refused(shards: Path, manifest: Manifest) -> None:
-    empty = manifest.splits | {"validation": ()}
-    object.__setattr__(manifest, "splits", empty)
-    object.__setattr__(manifest, "dataset_id", "another")
+def test_split_without_shards_is_refused(shards: Path) -> None:
+    dataset = LocalDataset(shards)
+    splits = dataset.manifest.splits | {"validation": ()}
+    dataset.manifest = replace(dataset.manifest, splits=splits, dataset_id="another")
     with pytest.raises(ValueError, match="'validation' holds no tokens"):
-        open_store(shards, manifest, "validation")
+        WindowStore(dataset, "validation", SEQUENCE_LENGTH, MINIMUM)
+
+
+def test_shards_read_longest_ago_are_closed(shards: Path) -> None:
+    dataset = LocalDataset(shards)
+    dataset.max_open_shards = 2
+    opened: list[str] = []
+    open_shard = dataset.open
+
+    def record(shard: ShardRecord, verify: Verification = "checksum") -> OpenShard:
+        opened.append(shard.path)
+        return open_shard(shard, verify)
+
+    dataset.open = record  # type: ignore[method-assign]
+    store = WindowStore(dataset, "train", SEQUENCE_LENGTH, MINIMUM)
+    opened.clear()
+    ends = np.cumsum(store.sources()[0][1]) - 1
+    for window in ends[[0, 1, 0, 2, 0, 1]]:
+        read_windows(store, np.array([window]))
+    paths = [shard.path for shard in dataset.manifest.splits["train"]]
+    assert opened == [paths[0], paths[1], paths[2], paths[1]]
