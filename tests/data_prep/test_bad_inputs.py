@@ -1,6 +1,6 @@
 """What may be wrong, in one process and on three ranks: one line names it, exit code 2, the rest is kept.
 
-Each case runs the command as a user does, which takes seconds; test_build_failures.py has most of them within a process.
+Each case runs the command as a user does, which takes seconds; test_build_failures.py has most within a process.
 """
 
 import os
