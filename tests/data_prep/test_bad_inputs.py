@@ -4,12 +4,10 @@ Each case runs the command as a user does, which takes seconds; test_build_failu
 """
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from tests.data_prep.tiny_corpus import make_documents, read_tree, write_bytes, 
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).parent / "mpirun"
+COMMAND = ["-m", "disentangled.data_prep.build_corpus"]
 NAMED = '[[source]]\nname = "a"\ninput = ["in/a.txt"]\n'
 NEEDS_MPIRUN = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 
@@ -35,13 +34,24 @@ def folder(tmp_path: Path, model_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, num_ranks: int, line: str, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    """Start a build with the options in line, without MPI for 0 ranks."""
+# the command, in processes that cannot write past 6,000 bytes of a file once MPI is set up
+SMALL_FILES = """
+import resource, sys
+from disentangled.data_prep import build_corpus, task_pool
+joined = task_pool.join_mpi()
+build_corpus.join_mpi = lambda: joined
+resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+sys.exit(build_corpus.main())
+"""
+
+
+def start(folder: Path, num_ranks: int, line: str, script: str = "") -> subprocess.Popen[str]:
+    """Start a build with the options in line, without MPI for 0 ranks; by a script instead of the command if given."""
     launcher = [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "-n", str(num_ranks)] if num_ranks else []
-    command = [*launcher, sys.executable, "-m", "disentangled.data_prep.build_corpus", *line.split()]
+    command = [*launcher, sys.executable, *(["-c", script] if script else COMMAND), *line.split()]
     pipe = subprocess.PIPE
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment, preexec_fn=limit)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
@@ -160,11 +170,8 @@ def test_output_that_cannot_be_written_is_named(folder: Path, num_ranks: int):
 def test_disk_that_takes_no_more_stops_the_build_and_it_goes_on_later(folder: Path, num_ranks: int):
     options = "--input in --output {} --tokenizer spm.model --validation-fraction 0.2 --shard-tokens 3000"
 
-    def refuse_large_files() -> None:
-        # stands in for a full disk: writing past this size fails, in a rank as well
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
-
-    code, [line] = finish(start(folder, num_ranks, options.format("out"), refuse_large_files))
+    # stands in for a full disk, which tests cannot have
+    code, [line] = finish(start(folder, num_ranks, options.format("out"), SMALL_FILES))
     assert code == 2
     assert line.startswith("error: out/") and ": file too large" in line
     assert finish(start(folder, num_ranks, options.format("out"))) == (0, [])
