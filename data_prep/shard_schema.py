@@ -37,8 +37,8 @@ from disentangled.data_prep.dataset_records import (
     shard_path,
     sum_records,
 )
-from disentangled.data_prep.load_manifest import load_manifest
-from disentangled.data_prep.open_shard import OpenShard, Verification, open_shard
+from disentangled.data_prep.load_manifest import examine_manifest, examine_record, load_manifest, read_manifest
+from disentangled.data_prep.open_shard import OpenShard, Verification, open_shard, refuse
 from disentangled.data_prep.token_storage import ShardTokens, TokenStorage
 
 __all__ = [
@@ -60,8 +60,12 @@ __all__ = [
     "compute_dataset_id",
     "decode_fields",
     "encode_json",
+    "examine_manifest",
+    "examine_record",
     "load_manifest",
     "open_shard",
+    "read_manifest",
+    "refuse",
     "shard_path",
     "sum_records",
 ]
