@@ -34,6 +34,8 @@ REQUIREMENTS = [
     "matplotlib>=3.9",
     "tensorboard>=2.18",
     "xxhash>=3.4",
+    # 0.5: takes hashed shingles as one buffer
+    "rensa>=0.5,<0.6",
     "psutil>=5.9",
 ]
 # kernels: Hugging Face's package of the same name as one of our folders, so that the whole suite always runs beside it

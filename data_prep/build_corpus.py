@@ -9,7 +9,7 @@ whichever process is free (task_pool.py); where more must be known of the whole 
 killed and started again: then it goes on from the units that are committed. Memory does not grow with the corpus.
 
 Used by: the command line, tests. Tested by: tests/data_prep/test_build_corpus.py, test_build_corpus_command.py,
-test_build_ranks.py. Not here: near-duplicates, remote files.
+test_build_ranks.py. Not here: remote files.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ from disentangled.data_prep.describe_dataset import describe_dataset
 from disentangled.data_prep.encode_text import CHUNKING
 from disentangled.data_prep.encode_unit import EncodedUnit, EncodeJob, UnitRecord, reload_unit
 from disentangled.data_prep.find_inputs import TextFile, find_grouped_files
-from disentangled.data_prep.prepare_text import PreparedText, prepare_text
+from disentangled.data_prep.prepare_text import prepare_text
+from disentangled.data_prep.prepared_text import PreparedText
 from disentangled.data_prep.read_unit import BAD_TEXT, EMPTY
 from disentangled.data_prep.run_report import REJECTS_NAME, REPORT_NAME, collect_rejects, first_reject, write_report
 from disentangled.data_prep.run_units import refuse_failures, run_units
@@ -48,6 +49,7 @@ from disentangled.data_prep.shard_schema import (
 )
 from disentangled.data_prep.sources import DEFAULT_NAME, Source, load_sources
 from disentangled.data_prep.task_pool import MpiPool, SerialPool, TaskPool, join_mpi, serve_tasks
+from disentangled.data_prep.token_storage import LARGEST_VOCAB, TokenStorage, narrowest_storage
 from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer
 from disentangled.data_prep.unigram_entropy import unigram_cross_entropy_nats, unigram_entropy_nats
 from disentangled.data_prep.whole_file import write_file
@@ -122,6 +124,7 @@ def _encode_units(
             encoded.add(committed)
         else:
             missing.append(unit)
+    file_names = {part.file_index: part.file.name for unit in units for part in unit.parts}
     job = EncodeJob(
         directory=directory,
         identity=identity,
@@ -132,7 +135,7 @@ def _encode_units(
         rules=options.cleaning,
         shard_tokens=options.shard_tokens,
     )
-    tasks = [(unit, prepared.copies_in(unit)) for unit in missing]
+    tasks = [(unit, prepared.copies_in(unit, file_names)) for unit in missing]
     failures = run_units(pool, job, missing, tasks, encoded.add, progress, "encoding")
     progress_made = f"{len(encoded.records)} of {len(units)} units are committed"
     kept = f"; {progress_made}, with the same inputs the command goes on from there"
@@ -149,6 +152,7 @@ def _identify(options: BuildOptions, sources: Sequence[Source], tokenizer: Token
         chunking=CHUNKING,
         cleaning=options.cleaning.describe(),
         vocab_size=tokenizer.vocab_size,
+        token_storage=_choose_storage(options.token_storage, tokenizer.vocab_size),
         num_pieces=tokenizer.num_pieces,
         special_ids=tokenizer.special_ids,
         sources=tuple(source.name for source in sources),
@@ -157,6 +161,14 @@ def _identify(options: BuildOptions, sources: Sequence[Source], tokenizer: Token
         validation_fraction=options.validation_fraction,
         validation_floor=options.validation_floor,
     )
+
+
+def _choose_storage(asked: TokenStorage | None, vocab_size: int) -> TokenStorage:
+    """Return how ids are stored; ValueError where the vocabulary does not fit."""
+    if asked and vocab_size > LARGEST_VOCAB[asked]:
+        rule = f"holds vocabularies of up to {LARGEST_VOCAB[asked]}, this one has {vocab_size}"
+        raise ValueError(f"--token-storage {asked}: {rule}: leave it out for {narrowest_storage(vocab_size)}")
+    return asked or narrowest_storage(vocab_size)
 
 
 def _summarize(
@@ -205,7 +217,8 @@ def _refuse_empty_splits(
             raise ValueError(f"--validation-fraction {identity.validation_fraction}: {rule}: {change} it or add text")
     for name in sorted(set(identity.sources) - {shard.source for shard in splits["train"]}):
         rule = f"leaves no train documents of the {num_documents[name]} of source {name!r}"
-        raise ValueError(f"--validation-floor {identity.validation_floor}: {rule}: lower it or add text")
+        option = f"--validation-fraction {identity.validation_fraction}, floor {identity.validation_floor}"
+        raise ValueError(f"{option}: {rule}: lower it, add text or cut long documents with --split-documents")
 
 
 def _describe_input(file: TextFile) -> InputRecord:

@@ -7,9 +7,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from disentangled.data_prep.clean import FORMS, CleaningRules
+from disentangled.data_prep.clean import DEFAULT_SIMILARITY, FORMS, CleaningRules
 from disentangled.data_prep.command_line import OneLineParser
 from disentangled.data_prep.find_inputs import KNOWN_NAMES
+from disentangled.data_prep.token_storage import COLUMNS, TokenStorage
 from disentangled.data_prep.train_tokenizer import CHARACTER_COVERAGE, TrainingOptions
 
 # 32 Mi tokens: a shard of 64 MiB, which is also what a split keeps in memory
@@ -43,6 +44,7 @@ class BuildOptions:
     text_field: str = "text"
     skip_bad_text: bool = False
     shard_tokens: int = DEFAULT_SHARD_TOKENS
+    token_storage: TokenStorage | None = None
     tokenizer_sample_bytes: int = DEFAULT_SAMPLE_BYTES
     tokenizer_alpha: float = DEFAULT_ALPHA
     byte_fallback: bool = True
@@ -124,6 +126,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("--on-bad-text", choices=("fail", "skip"), default="fail", help=faults)
     most = "tokens in a shard, at most; a unit of work is twice as many bytes (%(default)s)"
     add("--shard-tokens", type=int, default=DEFAULT_SHARD_TOKENS, metavar="N", help=most)
+    storage = "how ids are stored (the narrowest that holds the vocabulary; uint32 reads a little faster than uint24)"
+    add("--token-storage", choices=tuple(COLUMNS), help=storage)
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -146,8 +150,18 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 def _add_cleaning(parser: argparse.ArgumentParser) -> None:
     """Add the rules of cleaning, all of them off."""
     add = parser.add_argument
+    cut = "cut longer documents at line ends into several of at most N characters"
+    add("--split-documents", type=int, default=0, metavar="N", help=cut)
     add("--normalize", choices=FORMS, default="none", help="Unicode form of the text (%(default)s)")
     add("--strip-controls", action="store_true", help="turn control characters into spaces")
     add("--min-characters", type=int, default=0, metavar="N", help="leave out shorter documents")
     add("--max-characters", type=int, default=0, metavar="N", help="leave out longer documents")
+    add("--min-letters", type=float, default=0.0, metavar="F", help="leave out documents of a smaller share of letters")
+    add("--max-digits", type=float, default=1.0, metavar="F", help="leave out documents of a larger share of digits")
+    lines = "leave out documents of a larger share of repeated lines"
+    add("--max-repeated-lines", type=float, default=1.0, metavar="F", help=lines)
+    run = "leave out documents with a longer run of one character"
+    add("--max-run", type=int, default=0, metavar="N", help=run)
     add("--drop-duplicates", action="store_true", help="leave out exact copies of earlier documents, of any source")
+    near = f"leave out documents this similar to earlier ones, of any source ({DEFAULT_SIMILARITY} if none is named)"
+    add("--drop-near-duplicates", type=float, nargs="?", const=DEFAULT_SIMILARITY, default=0.0, metavar="F", help=near)

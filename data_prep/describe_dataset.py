@@ -5,13 +5,12 @@ Used by: build_corpus.py, inspect_shard.py. Tested by: tests/data_prep/test_insp
 
 from pathlib import Path
 
-from disentangled.data_prep.shard_schema import SPLITS, DatasetIdentity, Manifest, token_dtype
+from disentangled.data_prep.shard_schema import SPLITS, DatasetIdentity, Manifest
 
 
 def describe_tokenizer(identity: DatasetIdentity) -> str:
     """Return the line about the tokenizer."""
-    dtype = token_dtype(identity.vocab_size)
-    sizes = f"{identity.num_pieces:,} pieces, vocabulary {identity.vocab_size:,}, {dtype}"
+    sizes = f"{identity.num_pieces:,} pieces, vocabulary {identity.vocab_size:,}, {identity.token_storage}"
     return f"tokenizer  {sizes}, sha256 {identity.tokenizer_sha256[:12]}"
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from disentangled.data_prep.build_folder import unit_record_path
 from disentangled.data_prep.clean import CleaningRules
 from disentangled.data_prep.encode_text import encode_documents
-from disentangled.data_prep.read_unit import BAD_TEXT, EMPTY, PlacedDocument, Rejects, read_unit
+from disentangled.data_prep.read_unit import BAD_TEXT, EMPTY, PlacedDocument, Rejects, Repeat, read_unit
 from disentangled.data_prep.sample_text import DocumentPlace
 from disentangled.data_prep.shard_schema import (
     SPLITS,
@@ -30,6 +30,7 @@ from disentangled.data_prep.shard_schema import (
     open_shard,
 )
 from disentangled.data_prep.split import split_hash
+from disentangled.data_prep.token_storage import count_pieces
 from disentangled.data_prep.tokenizer import Tokenizer, parse_tokenizer
 from disentangled.data_prep.whole_file import write_file
 from disentangled.data_prep.work_units import Unit
@@ -74,7 +75,7 @@ class EncodedUnit:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Encodes a unit when called with it and the places of its copies; the same in every process."""
+    """Encodes a unit when called with it and its documents to leave out; the same in every process."""
 
     directory: Path
     identity: DatasetIdentity
@@ -85,7 +86,7 @@ class EncodeJob:
     rules: CleaningRules
     shard_tokens: int
 
-    def __call__(self, task: tuple[Unit, frozenset[DocumentPlace]]) -> EncodedUnit:
+    def __call__(self, task: tuple[Unit, Mapping[DocumentPlace, Repeat]]) -> EncodedUnit:
         """Write the unit's shards, sidecars, rejects and record; ValueError where the unit cannot be read."""
         unit, copies = task
         tokenizer = load_model_once(self.tokenizer_model)
@@ -106,7 +107,8 @@ class EncodeJob:
             writers[0].append(encoded.select(~is_validation & (encoded.lengths > 0)))
             writers[1].append(encoded.select(is_validation & (encoded.lengths > 0)))
             for index in np.flatnonzero(encoded.lengths == 0):
-                rejects.add(batch[index].part, batch[index].start_byte, EMPTY, batch[index].text)
+                empty = batch[index]
+                rejects.add(empty.part, empty.start_byte, empty.piece, EMPTY, empty.text)
             length_counts += count_lengths(encoded.lengths)
             found = [
                 (int(length), -document.part.file_index, -document.start_byte, document.part.file.name)
@@ -146,7 +148,7 @@ def reload_unit(directory: Path, unit: Unit, num_pieces: int, skip_bad_text: boo
             tokens = open_shard(directory, shard).tokens
         except ValueError:
             return None
-        counts[SPLITS.index(shard.split)] += np.bincount(tokens, minlength=num_pieces)
+        counts[SPLITS.index(shard.split)] += count_pieces(tokens, num_pieces)
     return EncodedUnit(record, counts)
 
 

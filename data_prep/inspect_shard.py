@@ -3,7 +3,7 @@
     python -m disentangled.data_prep.inspect_shard DIR_OR_SHARD --rows 5
 
 Used by: the command line. Tested by: tests/data_prep/test_inspect_shard.py.
-Not here: the verification of every shard.
+Not here: the verification of every shard (verify.py).
 """
 
 import argparse
@@ -26,6 +26,7 @@ from disentangled.data_prep.shard_schema import (
     load_manifest,
     open_shard,
 )
+from disentangled.data_prep.token_storage import COLUMNS
 from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer
 
 LINE_CELLS = 76
@@ -55,9 +56,10 @@ def describe_shard(directory: Path, shard: OpenShard, manifest: Manifest) -> str
     record = shard.record
     files = f"{record.ranges[0].file}" + (f" and {len(record.ranges) - 1} more" if len(record.ranges) > 1 else "")
     sizes = f"{record.num_documents:,} documents, {record.num_tokens:,} tokens, {record.size_bytes:,} bytes"
+    columns = ", ".join(f"{name} list<{dtype}>" for name, dtype in COLUMNS[record.token_storage].items())
     lines = [
         str(directory / record.path),
-        f"columns    tokens list<{shard.tokens.dtype}>, doc uint64; source {record.source}, task {record.task}",
+        f"columns    {columns}, doc uint64; source {record.source}, task {record.task}",
         f"rows       {sizes}",
         f"text       {record.text_bytes:,} bytes from {files}",
         f"ids        {record.min_id} to {record.max_id}, {record.num_unknown_tokens:,} unknown",

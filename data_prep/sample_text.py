@@ -20,9 +20,9 @@ from disentangled.data_prep.encode_text import chunk_text
 # SentencePiece's trainer drops lines of more than 4,192 bytes; a character takes at most 4
 MAX_LINE_CHARACTERS = 1024
 
-# (file, first byte or row) of a document, (that, number of the line in it) of a line
-DocumentPlace = tuple[int, int]
-LinePlace = tuple[int, int, int]
+# (file, first byte or row, piece of what is there) of a document, (that, number of the line in it) of a line
+DocumentPlace = tuple[int, int, int]
+LinePlace = tuple[int, int, int, int]
 
 
 class TextSample:
@@ -43,7 +43,7 @@ class TextSample:
         for line in text.split("\n"):
             for chunk in chunk_text(line, MAX_LINE_CHARACTERS):
                 if chunk and not chunk.isspace():
-                    drawn = xxhash.xxh3_64_intdigest(struct.pack("<QQQ", *place, number), seed=self._seed)
+                    drawn = xxhash.xxh3_64_intdigest(struct.pack("<QQQQ", *place, number), seed=self._seed)
                     self._keep((-drawn, (*place, number), document_hash, chunk))
                     number += 1
 
@@ -57,7 +57,7 @@ class TextSample:
 
     def remove(self, is_unwanted: Callable[[DocumentPlace, int], bool]) -> None:
         """Drop the lines of the documents of which place and hash say so."""
-        self._heap = [entry for entry in self._heap if not is_unwanted(entry[1][:2], entry[2])]
+        self._heap = [entry for entry in self._heap if not is_unwanted(entry[1][:3], entry[2])]
         heapq.heapify(self._heap)
         self._num_bytes = sum(len(entry[3].encode()) for entry in self._heap)
 

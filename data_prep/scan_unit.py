@@ -1,13 +1,14 @@
 """The first pass over a unit's text, for what must be known of the whole before any document is encoded.
 
-It is run only where it is needed: to train a tokenizer, to fill a validation floor or to find exact copies.
+It is run only where it is needed: to train a tokenizer, to fill a validation floor or to find copies.
 
 Used by: prepare_text.py. Tested by: tests/data_prep/test_prepare_text.py.
-Not here: what follows from the scans of all units (prepare_text.py, find_duplicates.py).
+Not here: what follows from the scans of all units (gather_scans.py).
 """
 
 from array import array
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from disentangled.data_prep.clean import CleaningRules
 from disentangled.data_prep.read_unit import Rejects, read_unit
 from disentangled.data_prep.sample_text import TextSample
 from disentangled.data_prep.split import split_hash
+from disentangled.data_prep.unit_signatures import SignatureWriter
 from disentangled.data_prep.work_units import Unit
 
 
@@ -24,9 +26,10 @@ from disentangled.data_prep.work_units import Unit
 class UnitScan:
     """What one unit holds.
 
-    hashes uint64: where there is a floor, the `floor` smallest different split hashes, sorted; where copies are looked
-    for as well, those of all documents, in order, as copies do not count. Where copies are looked for, keys
-    [num_documents, 2] uint64: 128 bits of each text's hash; places [num_documents, 2] uint64: file and byte of each.
+    hashes uint64: where there is a floor, the `floor` + 1 smallest different split hashes, sorted; where copies are
+    looked for as well, those of all documents, in order, as copies do not count. Where copies are looked for, places
+    [num_documents, 3] uint64: file, byte and piece of each; where exact ones are, keys [num_documents, 2] uint64: 128
+    bits of each text's hash.
     """
 
     unit: Unit
@@ -41,6 +44,7 @@ class UnitScan:
 class ScanJob:
     """Scans a unit when called with it; the same in every process. sample_bytes 0 draws no sample."""
 
+    directory: Path
     text_field: str
     skip_bad_text: bool
     rules: CleaningRules
@@ -55,28 +59,35 @@ class ScanJob:
         hashes, keys, places = array("Q"), array("Q"), array("Q")
         smallest = np.empty(0, dtype=np.uint64)
         text_bytes = 0
+        finds_copies = self.rules.finds_copies
+        signer = SignatureWriter(self.rules.drop_near_duplicates)
         rejects = Rejects(unit.source)
-        for document in read_unit(unit, self.text_field, self.skip_bad_text, self.rules, (), rejects):
+        for document in read_unit(unit, self.text_field, self.skip_bad_text, self.rules, {}, rejects):
             text_bytes += len(document.utf8)
             drawn = split_hash(document.utf8, self.seed)
             if self.sample_bytes and drawn >= self.threshold:
                 sample.offer(document.text, document.place, drawn)
             if self.floor:
                 hashes.append(drawn)
-                if not self.rules.drop_duplicates and len(hashes) > max(self.floor, 1 << 16):
-                    smallest, hashes = smallest_distinct([smallest, _as_uint64(hashes)], self.floor), array("Q")
+                if not finds_copies and len(hashes) > max(self.floor, 1 << 16):
+                    smallest, hashes = smallest_distinct([smallest, _as_uint64(hashes)], self.floor + 1), array("Q")
+            if finds_copies:
+                places.extend(document.place)
             if self.rules.drop_duplicates:
                 digest = xxhash.xxh3_128_intdigest(document.utf8)
                 keys.extend((digest >> 64, digest & (1 << 64) - 1))
-                places.extend(document.place)
+            if self.rules.drop_near_duplicates:
+                signer.add(document.text)
+        if self.rules.drop_near_duplicates:
+            signer.write(self.directory, unit)
         all_hashes = _as_uint64(hashes)
         return UnitScan(
             unit=unit,
             text_bytes=text_bytes,
-            hashes=all_hashes if self.rules.drop_duplicates else smallest_distinct([smallest, all_hashes], self.floor),
+            hashes=all_hashes if finds_copies else smallest_distinct([smallest, all_hashes], self.floor + 1),
             sample=sample,
             keys=_as_uint64(keys).reshape(-1, 2),
-            places=_as_uint64(places).reshape(-1, 2),
+            places=_as_uint64(places).reshape(-1, 3),
         )
 
 

@@ -19,20 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from disentangled.data_prep.hash_file import hash_file
 from disentangled.data_prep.shard_schema import (
     DatasetIdentity,
     ShardRecord,
     TextRange,
-    arrow_schema,
     encode_json,
-    hash_file,
     shard_path,
-    token_dtype,
 )
+from disentangled.data_prep.token_storage import COLUMNS, ShardTokens, arrow_schema, count_pieces, split_ids
 from disentangled.data_prep.whole_file import create_file, write_file
-
-# 1 Mi tokens: 8 MiB as int64
-_COUNT_BLOCK_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class ShardWriter:
         self._task = task
         self._shard_tokens = shard_tokens
         # empty, not zeros: only the pages that are written take memory
-        self._tokens = np.empty(shard_tokens, dtype=token_dtype(identity.vocab_size))
+        self._planes = [np.empty(shard_tokens, dtype) for dtype in COLUMNS[identity.token_storage].values()]
         self._num_tokens = 0
         self._text_bytes = 0
         self._lengths = array("q")
@@ -116,10 +112,10 @@ class ShardWriter:
     def _take(self, documents: EncodedDocuments, first: int, last: int, tokens: npt.NDArray[np.int32]) -> None:
         """Copy documents first ... last - 1 into the shard being filled."""
         end = self._num_tokens + len(tokens)
-        if end > len(self._tokens):
+        if end > len(self._planes[0]):
             assert self._num_tokens == 0, "only a document that has its shard to itself may be longer than the buffer"
-            self._tokens = np.empty(end, dtype=self._tokens.dtype)
-        self._tokens[self._num_tokens : end] = tokens
+            self._planes = [np.empty(end, plane.dtype) for plane in self._planes]
+        split_ids(tokens, [plane[self._num_tokens : end] for plane in self._planes])
         self._num_tokens = end
         self._text_bytes += int(documents.text_bytes[first:last].sum())
         self._lengths.extend(documents.lengths[first:last].tolist())
@@ -134,28 +130,29 @@ class ShardWriter:
 
     def _write_shard(self) -> None:
         """Write the shard, then its sidecar, and begin the next."""
-        tokens = self._tokens[: self._num_tokens]
-        counts = _count_pieces(tokens, len(self.piece_counts))
+        planes = [plane[: self._num_tokens] for plane in self._planes]
+        counts = count_pieces(ShardTokens(planes), len(self.piece_counts))
         present = np.flatnonzero(counts)
         part = len(self.records)
         path = self._directory / shard_path(self._split, self._source, self._task, part)
         with create_file(path) as file:
-            schema = arrow_schema(self._identity.vocab_size, self._describe_shard(part))
+            schema = arrow_schema(self._identity.token_storage, self._describe_shard(part))
             with pa.ipc.new_file(file, schema) as writer:
-                writer.write_batch(self._build_batch(schema, tokens))
+                writer.write_batch(self._build_batch(schema, planes))
         record = ShardRecord(
             split=self._split,
             source=self._source,
             task=self._task,
             part=part,
             num_documents=len(self._lengths),
-            num_tokens=len(tokens),
+            num_tokens=self._num_tokens,
             text_bytes=self._text_bytes,
             num_unknown_tokens=int(counts[self._identity.special_ids.unk]),
             num_byte_tokens=int(counts[self._byte_ids].sum()),
             min_id=int(present[0]),
             max_id=int(present[-1]),
             vocab_size=self._identity.vocab_size,
+            token_storage=self._identity.token_storage,
             tokenizer_sha256=self._identity.tokenizer_sha256,
             size_bytes=path.stat().st_size,
             xxh3_128=hash_file(path, "xxh3_128"),
@@ -168,14 +165,15 @@ class ShardWriter:
         self._num_tokens = self._text_bytes = 0
         self._lengths, self._start_bytes, self._ranges = array("q"), array("Q"), []
 
-    def _build_batch(self, schema: pa.Schema, tokens: npt.NDArray[Any]) -> pa.RecordBatch:
+    def _build_batch(self, schema: pa.Schema, planes: list[npt.NDArray[Any]]) -> pa.RecordBatch:
         """Return the rows as Arrow arrays over the buffers that already hold them."""
         offsets = np.zeros(len(self._lengths) + 1, dtype=np.int32)
         np.cumsum(np.frombuffer(self._lengths, dtype=np.int64), out=offsets[1:])
-        values = pa.array(tokens, type=schema.field("tokens").type.value_type)
-        rows = pa.ListArray.from_arrays(pa.array(offsets), values, type=schema.field("tokens").type)
+        shared = pa.array(offsets)
+        kinds = [field.type for field in schema][: len(planes)]
+        rows = [pa.ListArray.from_arrays(shared, pa.array(p), type=k) for p, k in zip(planes, kinds, strict=True)]
         start_bytes = pa.array(np.frombuffer(self._start_bytes, dtype=np.uint64))
-        return pa.record_batch([rows, start_bytes], schema=schema)
+        return pa.record_batch([*rows, start_bytes], schema=schema)
 
     def _describe_shard(self, part: int) -> dict[str, str]:
         """Return the shard's own account of what it is, for Arrow's schema metadata."""
@@ -192,15 +190,8 @@ class ShardWriter:
             "chunking": identity.chunking,
             "cleaning": identity.cleaning,
             "vocab_size": str(identity.vocab_size),
+            "token_storage": identity.token_storage,
             "num_pieces": str(identity.num_pieces),
             "special_ids": json.dumps(dataclasses.asdict(identity.special_ids)),
             "ranges": json.dumps([dataclasses.asdict(text_range) for text_range in self._ranges]),
         }
-
-
-def _count_pieces(tokens: npt.NDArray[Any], num_pieces: int) -> npt.NDArray[np.int64]:
-    """Return how often each piece occurs; block by block, as bincount makes int64 of its whole argument."""
-    counts = np.zeros(num_pieces, dtype=np.int64)
-    for start in range(0, len(tokens), _COUNT_BLOCK_TOKENS):
-        counts += np.bincount(tokens[start : start + _COUNT_BLOCK_TOKENS], minlength=num_pieces)
-    return counts

@@ -107,6 +107,7 @@ class Generator(nn.Module):
         noise: Noise | None,
         sampling: Sampling,
         needs_shared_rows: bool = False,
+        masked_ids: Tensor | None = None,
     ) -> GeneratorOutput:
         """Mask, predict, sample.
 
@@ -116,9 +117,14 @@ class Generator(nn.Module):
             noise: dropout, None in evaluation.
             needs_shared_rows: also look the corrupted ids up in E_G inside this pass, so that a later backward
                 reaches E_G (ES).
+            masked_ids: [M] int64, what the generator sees at the masked tokens; [MASK] where None.
         """
         labels = original_ids[masked_rows]
-        logits = self.masked_logits(original_ids.index_fill(0, masked_rows, self.mask_id), layout, masked_rows, noise)
+        if masked_ids is None:
+            input_ids = original_ids.index_fill(0, masked_rows, self.mask_id)
+        else:
+            input_ids = original_ids.index_copy(0, masked_rows, masked_ids)
+        logits = self.masked_logits(input_ids, layout, masked_rows, noise)
         drawn = sample_replacements(
             logits,
             seed=sampling.seed,

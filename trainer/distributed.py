@@ -47,6 +47,12 @@ class Ranks:
         dist.broadcast_object_list(values, src=0, group=self.host_group)
         return values[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order, on every rank."""
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
     def wait_for_all(self) -> None:
         """Return when every rank has called this."""
         dist.barrier(group=self.host_group)

@@ -5,18 +5,24 @@ the data's state is the number of samples consumed, which follows from it.
 Used by: trainer/train.py. Tested by tests/integration/.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from disentangled.model.flops import step_flops
 from disentangled.model.generator import Sampling
-from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.checkpoint import TrainerState, save_checkpoint
 from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.interrupt import Interrupt
+from disentangled.trainer.loader import BatchLoader, DataError
 from disentangled.trainer.metrics import MetricLog, MetricSums
 from disentangled.trainer.optim import learning_rate_factor, peak_learning_rates
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
@@ -37,9 +43,9 @@ class Training:
     dataset_id: str
     ranks: Ranks
     engines: EnginePair
-    builder: BatchBuilder
+    loader: BatchLoader
     validation: BatchBuilder
-    num_validation_windows: int
+    validation_windows: NDArray[np.int64]
     sampling: Sampling
     accumulation: int
     sums: MetricSums
@@ -55,21 +61,39 @@ class Training:
 
 def train(training: Training, interrupt: Interrupt) -> bool:
     """Run to the last step; True when done, False when asked to stop (the state is saved in both cases)."""
+    with contextlib.closing(training.loader.steps(training.step, training.config.schedule.total_steps)) as steps:
+        return run_steps(training, steps, interrupt)
+
+
+def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt) -> bool:
+    """Run an update for each step's batches; see train.
+
+    Raises:
+        DataError: some rank met a damaged shard. All ranks have saved, and raise the same line.
+    """
     config, ranks = training.config, training.ranks
     rtd_step = RtdStep(training.engines, config, training.sampling, ranks.world_size)
     speed = Speedometer()
     while training.step < config.schedule.total_steps:
-        batches = training.builder.step_batches(
-            training.consumed_samples, training.accumulation, ranks.rank, ranks.world_size
-        )
-        num_masked, num_live, num_pairs, num_stopping = ranks.sum_on_host(
+        batches: list[MaskedBatch] = []
+        fault: DataError | None = None
+        try:
+            batches = next(steps)
+        except DataError as error:
+            fault = error
+        num_masked, num_live, num_pairs, num_stopping, num_faults = ranks.sum_on_host(
             [
                 sum(batch.num_masked for batch in batches),
                 sum(batch.num_live for batch in batches),
                 sum(batch.num_pairs for batch in batches),
                 int(bool(interrupt.reason())),
+                int(fault is not None),
             ]
         )
+        if num_faults:
+            save(training)
+            first = next(text for text in ranks.gather(fault and str(fault)) if text)
+            raise DataError(f"{first}; saved at step {training.step}: then run the same command again")
         if num_stopping:
             save(training)
             return False
@@ -161,7 +185,7 @@ def log_evaluation(training: Training) -> None:
         training.validation,
         evaluation_sampling(training.sampling),
         training.ranks,
-        training.num_validation_windows,
+        training.validation_windows,
         training.config.batch.micro_sequences,
     )
     if training.log is not None:

@@ -87,6 +87,7 @@ class RtdStep:
             generator_noise(self._config.run.seed, step),
             self._sampling,
             needs_shared_rows=self._sharing == "es",
+            masked_ids=batch.masked_ids,
         )
         sums.add_generator(output, batch.num_masked)
         return output

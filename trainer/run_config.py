@@ -10,14 +10,25 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.trainer.key_owners import check_recipe_key
+from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
+from disentangled.trainer.packing import PACKINGS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # what a later launch of the same run may change: where it runs and what it reports, never what it computes
-MAY_CHANGE = ("run.dir", "data.shards", "batch.micro_sequences", "log.", "evaluate.", "checkpoint.")
+MAY_CHANGE = (
+    "run.dir",
+    "data.shards",
+    "data.workers",
+    "data.cache",
+    "batch.micro_sequences",
+    "log.",
+    "evaluate.",
+    "checkpoint.",
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,13 @@ class DataSection:
     shards: str = ""
     sequence_length: int = 512  # tokens of a row, [CLS] and [SEP] included
     minimum_piece_tokens: int = 8  # shorter leftovers of a long document are dropped
+    packing: str = "best_fit"  # or concatenate, one_piece: see trainer/packing.py
+    mixture_alpha: float = 1.0  # a source's share is weight * tokens^alpha; 0.3 draws small languages more often
+    max_epochs: float = 0.0  # no source is seen more often; 0: no cap
+    shuffle_block_shards: int = 0  # rows of so many shards are shuffled together; 0: of all
+    cache: str = ""  # where shards of a remote store are kept; empty: ~/.cache/disentangled
+    cache_bytes: int = 0  # they take no more than this; 0: no limit
+    workers: int = 1  # processes that build batches for a rank; 0: the rank itself
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,16 @@ class MaskingSection:
     """Which tokens the generator must predict."""
 
     probability: float = 0.15
+    unit: str = "token"  # or word, span, windowed_legacy: see trainer/masking.py
+    max_span_words: int = 10
+    mask_share: float = 1.0  # of the chosen tokens become [MASK]
+    random_share: float = 0.0  # become another piece; the rest stay as they are
+
+    def rule(self) -> MaskingRule:
+        """What trainer/masking.py goes by."""
+        return MaskingRule(
+            self.probability, cast(MaskingUnit, self.unit), self.max_span_words, self.mask_share, self.random_share
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +170,7 @@ class RunConfig:
         at_least_one = (
             "data.sequence_length", "data.minimum_piece_tokens", "batch.global_sequences", "batch.micro_sequences",
             "schedule.total_steps", "log.every_steps", "evaluate.num_sequences", "checkpoint.keep",
-            "model.generator_num_hidden_layers",
+            "model.generator_num_hidden_layers", "masking.max_span_words",
         )  # fmt: skip
         for key in at_least_one:
             if get_key(self, key) < 1:
@@ -150,6 +178,24 @@ class RunConfig:
         for key in ("optimizer.learning_rate", "optimizer.rtd_lambda", "optimizer.epsilon"):
             if get_key(self, key) <= 0:
                 raise ValueError(f"{key} is {get_key(self, key)}: it must be above 0")
+        for key in (
+            "data.mixture_alpha",
+            "data.max_epochs",
+            "data.shuffle_block_shards",
+            "data.workers",
+            "data.cache_bytes",
+        ):
+            if get_key(self, key) < 0:
+                raise ValueError(f"{key} is {get_key(self, key)}: it must not be negative")
+        for key, known in (("data.packing", PACKINGS), ("masking.unit", MASKING_UNITS)):
+            if get_key(self, key) not in known:
+                raise ValueError(f"{key} is {get_key(self, key)!r}: it must be one of {', '.join(known)}")
+        mask_share, random_share = self.masking.mask_share, self.masking.random_share
+        if min(mask_share, random_share) < 0 or mask_share + random_share > 1:
+            raise ValueError(
+                f"masking.mask_share {mask_share} and masking.random_share {random_share}: neither may be negative, "
+                "nor their sum above 1"
+            )
         for key in ("masking.probability", "optimizer.beta1", "optimizer.beta2"):
             if not 0 < get_key(self, key) < 1:
                 raise ValueError(f"{key} is {get_key(self, key)}: it must lie between 0 and 1")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disentangled.data_prep.shard_schema import Manifest
+from disentangled.trainer.dataset import Dataset, tokenizer_path
 from disentangled.trainer.ds_config import describe_engine
 from disentangled.trainer.run_config import RunConfig, differing_keys, get_key, to_dict
 
@@ -67,12 +68,13 @@ def read_run_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_run_file(directory: Path, config: RunConfig, manifest: Manifest, ds_config: dict[str, Any]) -> None:
+def write_run_file(directory: Path, config: RunConfig, dataset: Dataset, ds_config: dict[str, Any]) -> None:
     """Record what the run is, once, with the tokenizer that its export will need."""
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / RUN_FILE).exists():
         return
-    shutil.copyfile(Path(config.data.shards) / TOKENIZER_FILE, directory / TOKENIZER_FILE)
+    manifest = dataset.manifest
+    shutil.copyfile(tokenizer_path(dataset), directory / TOKENIZER_FILE)
     content = {
         "config": to_dict(config),
         "ds_config": ds_config,

@@ -17,6 +17,7 @@ from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator, Sampling, banned_ids
 from disentangled.model.layout import padded_layout
 from disentangled.trainer.export import load_trained_pair
+from disentangled.trainer.word_starts import WORD_START
 
 NUM_SENTENCES = 5
 NUM_GUESSES = 3
@@ -25,7 +26,6 @@ SHORT_TOKENS = range(10, 24)  # short enough for a narrow terminal, long enough 
 LONG_TOKENS = range(30, 61)
 MASK_EVERY_TOKENS = 5
 NOTHING_FITS = "(the held-out text has no sentence of a fitting length to show)"
-WORD_START = "\u2581"
 
 
 def show_samples(run_dir: Path, shards: Path) -> None:

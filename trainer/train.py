@@ -13,24 +13,32 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.data_prep.shard_schema import SPLITS, Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
+from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import build_engines, build_models, check_precision
+from disentangled.trainer.evaluate import choose_windows
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
+from disentangled.trainer.loader import BatchLoader, DataError, Slicing
 from disentangled.trainer.loop import Training, train
 from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.mixture import describe_mixture, mixture_shares
+from disentangled.trainer.order import SampleOrder, order_of_sources
+from disentangled.trainer.packing import Packing
 from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
 from disentangled.trainer.run_folder import claim_run_folder, write_run_file
 from disentangled.trainer.shards import WindowStore
+from disentangled.trainer.word_starts import word_start_table
 
 # how long a rank with bad news waits for the first rank of its host to tell it, before it does so itself
 SPEAK_UP_SECONDS = 30
@@ -61,7 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         leave_ranks()
         return EXIT_USER_ERROR
     interrupt.catch_signals()
-    finished = train(training, interrupt)
+    try:
+        finished = train(training, interrupt)
+    except DataError as error:
+        if training.ranks.is_first:
+            print_error(error)
+        leave_ranks()
+        return EXIT_USER_ERROR
     if training.log is not None:
         training.log.close()
         ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
@@ -80,10 +94,14 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         if not value:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
     check_precision(config, ds_config)
-    manifest = load_manifest(config.data.shards)
+    dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
+    manifest = dataset.manifest
+    check_cache(config, manifest)
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
     run_dir = claim_run_folder(config, ds_config, manifest)
-    stores = {split: open_windows(config, manifest, split) for split in ("train", "validation")}
+    stores = {split: open_windows(config, dataset, split) for split in SPLITS}
+    stores["validation"].open_all()  # it is small; training shards are verified when they are first read
+    order = make_order(config, stores["train"])
     generator, discriminator = build_models(config, manifest)
 
     ranks = join_ranks()
@@ -92,7 +110,9 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     check_resumable(state, ranks)
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
-        write_run_file(run_dir, config, manifest, ds_config)
+        write_run_file(run_dir, config, dataset, ds_config)
+        for line in describe_sources(config, stores["train"]):
+            say(line)
     sums = MetricSums(ranks.device)
     if checkpoint and state:
         load_engines(checkpoint, engines)
@@ -112,9 +132,16 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         dataset_id=manifest.dataset_id,
         ranks=ranks,
         engines=engines,
-        builder=make_builder(config, manifest, stores["train"], Stream.MASKING),
-        validation=make_builder(config, manifest, stores["validation"], Stream.EVALUATION_MASKING),
-        num_validation_windows=min(config.evaluate.num_sequences, stores["validation"].num_windows),
+        loader=BatchLoader(
+            make_builder(config, dataset, stores["train"], order, Stream.MASKING),
+            Slicing(
+                config.batch.global_sequences, config.batch.micro_sequences, accumulation, ranks.rank, ranks.world_size
+            ),
+            config.data.workers,
+            pin_memory=ranks.device.type == "cuda",
+        ),
+        validation=make_builder(config, dataset, stores["validation"], None, Stream.EVALUATION_MASKING),
+        validation_windows=choose_windows(stores["validation"].num_windows, config.evaluate.num_sequences),
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
         accumulation=accumulation,
         sums=sums,
@@ -124,24 +151,68 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     )
 
 
-def open_windows(config: RunConfig, manifest: Manifest, split: str) -> WindowStore:
-    """The windows of a split, its files verified."""
+def check_cache(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a limited cache under an order that jumps over all shards: each would be fetched again and again."""
+    total = sum(record.size_bytes for record in manifest.splits["train"])
+    if 0 < config.data.cache_bytes < total and not config.data.shuffle_block_shards:
+        raise ValueError(
+            f"data.cache_bytes is {config.data.cache_bytes:,} and the training shards have {total:,}: shuffle the rows "
+            "of a few shards at a time with data.shuffle_block_shards, or raise it"
+        )
+
+
+def open_windows(config: RunConfig, dataset: Dataset, split: str, num_processes: int = 1) -> WindowStore:
+    """The windows of a split; its shards are verified when they are first read."""
     return WindowStore(
-        config.data.shards, manifest, split, config.data.sequence_length, config.data.minimum_piece_tokens
+        dataset,
+        split,
+        config.data.sequence_length,
+        config.data.minimum_piece_tokens,
+        cast(Packing, config.data.packing),
+        num_processes=num_processes,
     )
 
 
-def make_builder(config: RunConfig, manifest: Manifest, store: WindowStore, stream: Stream) -> BatchBuilder:
-    """The batches of a split; held-out windows keep their order."""
+def make_order(config: RunConfig, store: WindowStore) -> SampleOrder:
+    """The order of the training split's windows over the whole run."""
+    return order_of_sources(
+        store.sources(),
+        config.data.mixture_alpha,
+        config.data.max_epochs,
+        config.schedule.total_steps * config.batch.global_sequences,
+        config.run.seed,
+        config.data.shuffle_block_shards,
+    )
+
+
+def describe_sources(config: RunConfig, store: WindowStore) -> list[str]:
+    """How often the run goes through each source, where there are several."""
+    sizes = [size for size, _ in store.sources()]
+    if len(sizes) == 1:
+        return []
+    num_samples = config.schedule.total_steps * config.batch.global_sequences
+    shares = mixture_shares(sizes, config.data.mixture_alpha, config.data.max_epochs, num_samples)
+    return describe_mixture(sizes, shares, num_samples)
+
+
+def make_builder(
+    config: RunConfig, dataset: Dataset, store: WindowStore, order: SampleOrder | None, stream: Stream
+) -> BatchBuilder:
+    """The batches of a split; held-out windows are asked for by number, without an order."""
+    needs_words = config.masking.unit in ("word", "span")
+    manifest = dataset.manifest
     return BatchBuilder(
         store,
+        order,
         manifest.special_ids,
+        manifest.vocab_size,
         sequence_length=config.data.sequence_length,
         micro_sequences=config.batch.micro_sequences,
-        mask_probability=config.masking.probability,
+        masking=config.masking.rule(),
         seed=config.run.seed,
         masking_stream=stream,
-        shuffle=stream == Stream.MASKING,
+        pieces=(manifest.special_ids.unk + 1, manifest.num_pieces),
+        word_starts=word_start_table(tokenizer_path(dataset), manifest.vocab_size) if needs_words else None,
     )
 
 

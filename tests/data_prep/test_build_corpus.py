@@ -13,6 +13,7 @@ from disentangled.data_prep.build_corpus import build_corpus
 from disentangled.data_prep.build_options import BuildOptions
 from disentangled.data_prep.shard_schema import SPLITS, Manifest, load_manifest, open_shard, sum_records
 from disentangled.data_prep.task_pool import SerialPool
+from disentangled.data_prep.token_storage import LARGEST_VOCAB
 from disentangled.data_prep.tokenizer import Tokenizer, load_tokenizer
 from tests.data_prep.tiny_corpus import (
     NUM_PIECES,
@@ -35,7 +36,7 @@ def build(inputs: list[Path], output: Path, **options: Any) -> Manifest:
 def read_rows(directory: Path, split: str) -> list[list[int]]:
     """Return the ids of every document of a split, in order."""
     shards = [open_shard(directory, record, "full") for record in load_manifest(directory).splits[split]]
-    return [row.tolist() for shard in shards for row in np.split(shard.tokens, shard.offsets[1:-1])]
+    return [row.tolist() for shard in shards for row in np.split(shard.tokens[:], shard.offsets[1:-1])]
 
 
 def decode_split(directory: Path, split: str) -> list[str]:
@@ -89,6 +90,21 @@ def test_dataset_id_follows_the_options(tmp_path: Path, model_path: Path, change
     first = build([text], tmp_path / "first", tokenizer=str(model_path), shard_tokens=700)
     second = build([text], tmp_path / "second", **{"tokenizer": str(model_path), "shard_tokens": 700, **change})
     assert first.dataset_id != second.dataset_id
+
+
+def test_token_storage_changes_how_ids_lie_there_and_not_the_ids(
+    tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = write_txt(tmp_path / "a.txt", make_documents())
+    narrow = build([text], tmp_path / "narrow", tokenizer=str(model_path))
+    wide = build([text], tmp_path / "wide", tokenizer=str(model_path), token_storage="uint24")
+    assert (narrow.token_storage, wide.token_storage) == ("uint16", "uint24")
+    assert narrow.dataset_id != wide.dataset_id
+    for split in SPLITS:
+        assert read_rows(tmp_path / "narrow", split) == read_rows(tmp_path / "wide", split)
+    monkeypatch.setitem(LARGEST_VOCAB, "uint16", 100)
+    with pytest.raises(ValueError, match="holds vocabularies of up to 100, this one has 448: leave it out for uint24"):
+        build([text], tmp_path / "never", tokenizer=str(model_path), token_storage="uint16")
 
 
 def test_validation_split_does_not_depend_on_files_or_their_order(tmp_path: Path, model_path: Path):

@@ -77,7 +77,7 @@ def test_command_builds_a_dataset_and_says_what_it_holds(folder: Path, capsys: p
     manifest = load_manifest(folder / "out")
     assert manifest.num_pieces == NUM_PIECES
     assert printed.err == ""
-    assert printed.out.startswith(f"wrote out\ndataset    {manifest.dataset_id[:12]}, schema version 1, seed 1\n")
+    assert printed.out.startswith(f"wrote out\ndataset    {manifest.dataset_id[:12]}, schema version 2, seed 1\n")
     assert f"{manifest.counts['train'].num_tokens:,}" in printed.out
     assert max(map(len, printed.out.splitlines())) <= 80
 
@@ -122,6 +122,7 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
             "leaves no validation documents of the 60",
         ),
         ("--input good.txt --tokenizer spm.model --validation-fraction .9999", "leaves no train documents of the 60"),
+        ("--input good.txt --tokenizer spm.model --token-storage uint8", "argument --token-storage: invalid choice"),
         ("--input good.txt --tokenizer spm.model --seed -1", "--seed -1: must lie between 0 and"),
         ("--input good.txt --tokenizer spm.model --shard-tokens 0", "--shard-tokens 0: must lie between 1 and"),
         ("--input good.txt --tokenizer spm.model --tokenizer-sample-bytes 0", "must be at least 1"),
@@ -132,7 +133,10 @@ def test_command_skips_bad_text_when_told_and_reports_it(folder: Path, capsys: p
         ("--sources absent.toml --tokenizer spm.model", "absent.toml: no such file: check --sources"),
         ("--input good.txt good.txt --tokenizer spm.model", "good.txt: named twice among the inputs"),
         ("--input good.txt --tokenizer spm.model --validation-floor -1", "--validation-floor -1: must not be negative"),
-        ("--input good.txt --tokenizer spm.model --validation-floor 60", "leaves no train documents of the 60"),
+        ("--input good.txt --tokenizer spm.model --validation-floor 60", "source 'text' has 60 different documents"),
+        ("--input good.txt --tokenizer spm.model --drop-near-duplicates 2", "must lie between 0 and 1: try 0.8"),
+        ("--input good.txt --tokenizer spm.model --min-letters 2", "--min-letters 2.0: is a share and must lie"),
+        ("--input good.txt --tokenizer spm.model --split-documents -1", "--split-documents -1: must not be negative"),
         ("--input good.txt --tokenizer spm.model --tokenizer-alpha 2", "--tokenizer-alpha 2.0: must lie between 0"),
         (
             "--input good.txt --tokenizer spm.model --character-coverage .5",

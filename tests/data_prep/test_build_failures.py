@@ -165,7 +165,7 @@ def test_floor_that_leaves_nothing_to_train_on_is_named(folder: Path, capsys: py
     line = "--sources sources.toml --output out --tokenizer spm.model --validation-floor 40"
     assert build_corpus.main(line.split()) == 2
     message = capsys.readouterr().err
-    assert "--validation-floor 40: leaves no train documents of the 40 of source 'low': lower it or add text" in message
+    assert "floor 40: leaves no train documents, source 'low' has 40 different documents in all: lower it" in message
     assert not Path("out").exists()
     assert build_corpus.main([*line.split()[:-1], "10"]) == 0
     manifest = load_manifest("out")

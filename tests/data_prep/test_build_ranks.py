@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from disentangled.data_prep.cut_document import cut_document
 from disentangled.data_prep.shard_schema import load_manifest, open_shard
 from tests.data_prep.test_read_table import write_table
 from tests.data_prep.tiny_corpus import make_documents, read_tree, write_bytes, write_jsonl, write_txt
@@ -20,8 +21,13 @@ MPIRUN = Path(sys.executable).parent / "mpirun"
 OPTIONS = [
     "--train-tokenizer", "--vocab-size", "400", "--validation-fraction", "0.1", "--validation-floor", "5",
     "--shard-tokens", "1500", "--drop-duplicates", "--min-characters", "12", "--normalize", "NFC", "--strip-controls",
-    "--tokenizer-sample-bytes", "30000",
+    "--tokenizer-sample-bytes", "30000", "--drop-near-duplicates", "0.9", "--split-documents", "2000",
+    "--max-run", "20", "--min-letters", "0.3",
 ]  # fmt: skip
+
+# not copies but nearly so, and a document that is cut into several
+CHANGED = [f"{text} and more" for text in make_documents(300, seed=1) if len(text) > 600]
+BOOK = "\n".join(make_documents(20, seed=8))
 
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
 
@@ -52,6 +58,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "de" / "c.jsonl.gz", make_documents(20, seed=5))
     write_table(folder / "sw" / "a.parquet", make_documents(40, seed=6), rows=10)
     write_table(folder / "sw" / "stream.arrow", [*make_documents(20, seed=7), *shared, "short", "e\u0301\x00" * 9])
+    write_jsonl(folder / "sw" / "book.jsonl", [BOOK, *CHANGED])
     (folder / "sources.toml").write_text(
         "".join(f'[[source]]\nname="{name}"\nweight={weight}\ninput=["{name}/*"]\n'
                 for name, weight in (("en", 1), ("de", 2.5), ("sw", 1)))
@@ -72,15 +79,21 @@ def test_serial_build_holds_what_the_options_ask_for(corpus: Path):
     assert (manifest.sources, manifest.source_weights) == (("en", "de", "sw"), (1.0, 2.5, 1.0))
     parts = [(300, 1), (30, 9), (60, 2), (100, 3), (20, 4), (20, 5), (40, 6), (20, 7)]
     texts = [text for number, seed in parts for text in make_documents(number, seed)]
+    texts += cut_document(BOOK, 2000)
     assert manifest.totals.num_documents == len({text for text in texts if len(text) >= 12}) + 1
     report = (corpus / "serial" / "report.md").read_text()
     shared = [text for text in make_documents(30, 9) if len(text) >= 12]
     num_in_de = sum(text in shared for text in make_documents(30, 9)[:10])
     duplicates = (f"de | {num_in_de} | left out: duplicate", f"sw | {len(shared)} | left out: duplicate")
-    for line in (*duplicates, "sw | 1 | normalized to NFC"):
+    assert len(CHANGED) > 5
+    near = f"sw | {len(CHANGED)} | left out: near-duplicate"
+    for line in (*duplicates, near, "sw | 1 | normalized to NFC", "sw | 1 | cut into several"):
         assert f"| {line} |" in report
     rows = [json.loads(line) for line in (corpus / "serial" / "rejects.jsonl").read_text().splitlines()]
     assert sum(row["reason"] == "duplicate" for row in rows) == num_in_de + len(shared)
+    for row, text in zip((row for row in rows if row["reason"] == "near-duplicate"), CHANGED, strict=True):
+        original = (corpus / row["repeats"]["file"]).read_bytes()[row["repeats"]["doc"] :]
+        assert original.decode().startswith(text.removesuffix(" and more"))
     assert {"source": "sw", "file": "sw/stream.arrow", "doc": 50, "reason": "too short", "detail": "short"} in rows
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from disentangled.data_prep.clean import CleaningRules, clean_text
+from disentangled.data_prep.clean import Cleaned, CleaningRules, clean_text
 
 
 def test_nothing_happens_by_default():
@@ -31,17 +31,38 @@ def test_lengths_are_characters_after_the_other_rules():
     assert [clean_text(text, rules).reject for text in texts] == ["too short", "too short", "", "", "too long", ""]
 
 
+@pytest.mark.parametrize(
+    ("rules", "good", "bad", "reason"),
+    [
+        ({"min_letters": 0.5}, "ab 12", "a 12", "few letters"),
+        ({"max_digits": 0.5}, "ab 12", "a 12", "many digits"),
+        ({"max_repeated_lines": 0.5}, "a\na\nb\nc", "a\na\na", "repeated lines"),
+        ({"max_run": 3}, "a    === b", "a ==== b", "long run of a character"),
+    ],
+)
+def test_quality_is_judged_up_to_the_limit(rules: dict, good: str, bad: str, reason: str):
+    assert clean_text(good, CleaningRules(**rules)).reject == ""
+    assert clean_text(bad, CleaningRules(**rules)) == Cleaned(bad, reason, ())
+
+
 def test_rules_are_told_in_words():
     words = CleaningRules(normalize="NFC", strip_controls=True, max_characters=9, drop_duplicates=True).describe()
-    assert words.startswith("normalize NFC (Unicode ")
-    assert words.endswith("), strip_controls, max_characters 9, drop_duplicates")
+    assert words.startswith("normalize NFC, strip_controls, max_characters 9, drop_duplicates, Unicode ")
+    assert CleaningRules(max_digits=0.0, max_run=8).describe().startswith("max_digits 0.0, max_run 8, Unicode ")
+    assert CleaningRules(drop_near_duplicates=0.8).describe().startswith("drop_near_duplicates 0.8, MinHash of 128, ")
+    assert CleaningRules(max_repeated_lines=0.5).describe() == "max_repeated_lines 0.5"
 
 
 @pytest.mark.parametrize(
     ("rules", "fault"),
     [
         ({"normalize": "nfc"}, "--normalize nfc: unknown form: take one of none, NFC"),
+        ({"split_documents": -1}, "--split-documents -1: must not be negative"),
+        ({"drop_near_duplicates": 80}, "--drop-near-duplicates 80: is a similarity and must lie between 0 and 1"),
         ({"min_characters": -1}, "must not be negative"),
+        ({"min_letters": 50}, "--min-letters 50: is a share and must lie between 0 and 1"),
+        ({"max_repeated_lines": -0.1}, "--max-repeated-lines -0.1: is a share"),
+        ({"max_run": -1}, "--max-run -1: must not be negative"),
         ({"min_characters": 10, "max_characters": 9}, "--max-characters 9: is below --min-characters 10"),
     ],
 )

@@ -10,7 +10,8 @@ from disentangled.data_prep import prepare_text as module
 from disentangled.data_prep.build_options import BuildOptions
 from disentangled.data_prep.clean import CleaningRules
 from disentangled.data_prep.find_inputs import find_grouped_files
-from disentangled.data_prep.prepare_text import PreparedText, prepare_text
+from disentangled.data_prep.prepare_text import prepare_text
+from disentangled.data_prep.prepared_text import PreparedText
 from disentangled.data_prep.sources import Source
 from disentangled.data_prep.split import split_hash
 from disentangled.data_prep.task_pool import SerialPool
@@ -56,11 +57,15 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: Path) -
 
 def test_copies_are_all_but_the_first_of_any_source(prepare: Any):
     units, prepared, _ = prepare(cleaning=CleaningRules(drop_duplicates=True))
-    copies = [place for unit in units for place in prepared.copies_in(unit)]
+    names = ["big.txt", "low.txt"]
+    copies = [place for unit in units for place in prepared.copies_in(unit, dict(enumerate(names)))]
+    repeats = [repeat for unit in units for repeat in prepared.copies_in(unit, dict(enumerate(names))).values()]
     assert len(copies) == 20 + 20
-    assert {file for file, _ in copies} == {1}
+    assert {file for file, _, _ in copies} == {1}
+    assert [repeat.file for repeat in repeats].count("big.txt") == 20
+    assert {repeat.reason for repeat in repeats} == {"duplicate"}
     low = Path(units[-1].parts[0].file.path).read_bytes()
-    found = sorted(low[start:].split(b"\n\n")[0].decode().strip() for _, start in copies)
+    found = sorted(low[start:].split(b"\n\n")[0].decode().strip() for _, start, _ in copies)
     assert found == sorted([*BIG[:20], *LOW[:20]])
 
 
@@ -73,6 +78,26 @@ def test_training_lines_are_neither_validation_text_nor_copies(prepare: Any, flo
         assert len(texts) - len(kept) >= max(floor, 1)
         expected += [line for text in kept for line in text.split("\n")]
     assert sorted(lines) == sorted(expected)
+
+
+def test_near_duplicates_are_found_among_what_is_no_copy(prepare: Any):
+    changed = [f"{text}\nand a word more" if len(text) > 250 else text for text in LOW]
+    rules = CleaningRules(drop_duplicates=True, drop_near_duplicates=0.7)
+    units, prepared, lines = prepare(low=[*LOW, *changed], cleaning=rules)
+    repeats = [repeat for unit in units for repeat in prepared.copies_in(unit, {0: "big.txt", 1: "low.txt"}).values()]
+    num_changed = sum(old != new for old, new in zip(LOW, changed, strict=True))
+    assert num_changed > 5
+    assert [repeat.reason for repeat in repeats].count("near-duplicate") == num_changed
+    assert [repeat.reason for repeat in repeats].count("duplicate") == len(LOW) - num_changed
+    assert "and a word more" not in lines
+
+
+def test_floor_that_takes_a_whole_source_is_refused_before_training(prepare: Any):
+    with pytest.raises(
+        ValueError, match="floor 40: leaves no train documents, source 'low' has 40 different"
+    ) as caught:
+        prepare(low=[*LOW, *LOW], validation_floor=40)
+    assert str(caught.value).endswith("lower it, add text or cut long documents with --split-documents")
 
 
 @pytest.mark.parametrize(("alpha", "weights"), [(0.0, (1, 1)), (1.0, (1, 1)), (0.3, (1, 3))])

@@ -13,7 +13,7 @@ from tests.data_prep.tiny_corpus import make_documents
 def draw_sample(documents: list[str], max_bytes: int, seed: int = 1) -> list[str]:
     sample = TextSample(max_bytes, seed)
     for row, document in enumerate(documents):
-        sample.offer(document, (0, row), 0)
+        sample.offer(document, (0, row, 0), 0)
     return sample.lines()
 
 
@@ -38,7 +38,7 @@ def test_sample_is_repeatable_and_changes_with_the_seed():
 def test_sample_is_the_smallest_hashes_that_fit_whatever_the_lengths(max_bytes: int):
     # long and short lines alike: a short one must not slip in after a long one with a smaller hash was turned away
     documents = [f"{index} " + "x" * (index * 37 % 400) for index in range(2000)]
-    hashes = [xxhash.xxh3_64_intdigest(struct.pack("<QQQ", 0, place, 0), seed=1) for place in range(len(documents))]
+    hashes = [xxhash.xxh3_64_intdigest(struct.pack("<QQQQ", 0, place, 0, 0), seed=1) for place in range(len(documents))]
     places = np.argsort(np.array(hashes, dtype=np.uint64))
     num_kept = int(np.searchsorted(np.cumsum([len(documents[place]) for place in places]), max_bytes, side="right"))
     assert draw_sample(documents, max_bytes) == [documents[place] for place in sorted(places[:num_kept])]
@@ -66,7 +66,7 @@ def test_samples_of_parts_add_up_to_the_sample_of_the_whole(max_bytes: int, num_
     documents = [f"{index} " + "x" * (index * 37 % 400) for index in range(600)]
     parts = [TextSample(max_bytes, 1) for _ in range(num_parts)]
     for row, document in enumerate(documents):
-        parts[row * num_parts // len(documents)].offer(document, (0, row), 0)
+        parts[row * num_parts // len(documents)].offer(document, (0, row, 0), 0)
     whole = TextSample(max_bytes, 1)
     for part in parts[::-1]:
         whole.absorb(part)
@@ -76,7 +76,7 @@ def test_samples_of_parts_add_up_to_the_sample_of_the_whole(max_bytes: int, num_
 def test_sample_can_lose_documents_and_shrink():
     sample = TextSample(1 << 20, 1)
     for row, document in enumerate(make_documents(50)):
-        sample.offer(document, (0, row), row)
+        sample.offer(document, (0, row, 0), row)
     sample.remove(lambda place, drawn: place[1] < 10 or drawn >= 40)
     assert sample.lines() == [line for document in make_documents(50)[10:40] for line in document.split("\n")]
     sample.shrink(1000)
@@ -88,6 +88,6 @@ def test_short_lines_of_one_part_do_not_fill_what_long_ones_of_another_left(max_
     documents = [f"{index:03d}" + "x" * (300 if index < 50 else 2) for index in range(100)]
     long, short = TextSample(max_bytes, 1), TextSample(max_bytes, 1)
     for row, document in enumerate(documents):
-        (long if row < 50 else short).offer(document, (0, row), 0)
+        (long if row < 50 else short).offer(document, (0, row, 0), 0)
     short.absorb(long)
     assert short.lines() == draw_sample(documents, max_bytes)

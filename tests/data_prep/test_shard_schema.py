@@ -11,19 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from disentangled.data_prep.hash_file import hash_file
 from disentangled.data_prep.shard_schema import (
     SCHEMA_VERSION,
     SPLITS,
     Manifest,
     ShardRecord,
-    arrow_schema,
     compute_dataset_id,
     encode_json,
-    hash_file,
     load_manifest,
     open_shard,
-    token_dtype,
 )
+from disentangled.data_prep.token_storage import arrow_schema
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -83,7 +82,7 @@ def test_shard_opens_as_views_of_its_rows(dataset: Path, verify: Any):
         rows = read_batch(dataset / record.path).to_pylist()
         assert shard.tokens.dtype == np.uint16
         assert shard.offsets.dtype == np.int64
-        assert not shard.tokens.flags.writeable
+        assert not shard.tokens[:].flags.writeable
         assert [shard.tokens[a:b].tolist() for a, b in zip(shard.offsets, shard.offsets[1:], strict=False)] == [
             row["tokens"] for row in rows
         ]
@@ -101,11 +100,6 @@ def test_shard_tells_what_it_is(dataset: Path):
     assert json.loads(metadata["special_ids"]) == dataclasses.asdict(manifest.special_ids)
 
 
-@pytest.mark.parametrize(("vocab_size", "expected"), [(64, np.uint16), (65_535, np.uint16), (65_536, np.uint32)])
-def test_token_type_is_the_narrowest(vocab_size: int, expected: type):
-    assert token_dtype(vocab_size) == expected
-
-
 def set_first_record(content: dict[str, Any], name: str, value: Any) -> None:
     content["splits"]["train"][0][name] = value
 
@@ -113,10 +107,15 @@ def set_first_record(content: dict[str, Any], name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "fault"),
     [
-        (lambda content: content.update(schema_version=2), r"schema version 2, this code reads 1: build"),
-        (lambda content: content.pop("schema_version"), r"schema version None, this code reads 1"),
+        (lambda content: content.update(schema_version=1), r"schema version 1, this code reads 2: build"),
+        (lambda content: content.pop("schema_version"), r"schema version None, this code reads 2"),
         (lambda content: content.pop("num_pieces"), r"manifest lacks 'num_pieces'"),
         (lambda content: content.update(vocab_size="448"), r"manifest\.vocab_size is '448', which has the wrong type"),
+        (
+            lambda content: content.update(token_storage="int8"),
+            r"manifest\.token_storage is 'int8', which has the wrong",
+        ),
+        (lambda content: set_first_record(content, "token_storage", "uint32"), r"000000\.arrow: .*another tokenizer"),
         (lambda content: content["special_ids"].pop("mask"), r"manifest\.special_ids lacks 'mask'"),
         (lambda content: content.update(seed=2), r"dataset_id does not match the content"),
         (lambda content: set_first_record(content, "sha256", "0" * 64), r"dataset_id does not match the content"),
@@ -202,8 +201,9 @@ def test_flipped_bits_are_found_by_the_checksum(copy: Path):
     ("name", "value", "fault"),
     [
         ("tokenizer_sha256", "0" * 64, "tokenizer_sha256 is 0000.*: this shard is of another dataset"),
-        ("schema_version", "2", "schema_version is 2, expected 1"),
+        ("schema_version", "1", "schema_version is 1, expected 2"),
         ("vocab_size", "512", "vocab_size is 512, expected 448"),
+        ("token_storage", "uint32", "token_storage is uint32, expected uint16"),
         ("split", "validation", "split is validation, expected train"),
         ("task", "7", "task is 7, expected 0"),
         ("source", None, "source is None, expected text"),
@@ -225,7 +225,7 @@ def test_shard_of_other_columns_is_refused(copy: Path):
     wide = [pa.array(batch.column("tokens").to_pylist(), pa.list_(pa.uint32())), batch.column("doc")]
     for other in (batch.select(["tokens"]), pa.record_batch(wide, names=["tokens", "doc"])):
         write_shard(copy / record.path, other)
-        with pytest.raises(ValueError, match="its columns are not those of schema version 1"):
+        with pytest.raises(ValueError, match="its columns are not those of schema version 2"):
             open_shard(copy, refresh_record(copy, record))
 
 
@@ -245,7 +245,7 @@ def test_shard_of_other_counts_is_refused(copy: Path):
 
 def rewrite_rows(directory: Path, record: ShardRecord, tokens: list[int], offsets: list[int]) -> ShardRecord:
     path = directory / record.path
-    schema = arrow_schema(record.vocab_size, read_batch(path).schema.metadata)
+    schema = arrow_schema(record.token_storage, read_batch(path).schema.metadata)
     kind = schema.field("tokens").type
     rows = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(tokens, pa.uint16()), type=kind)
     write_shard(path, pa.record_batch([rows, pa.array(range(len(offsets) - 1), pa.uint64())], schema=schema))
@@ -262,6 +262,19 @@ def test_full_verification_reads_ids_and_offsets(copy: Path):
     falling = rewrite_rows(copy, record, [5, 6, 7], [0, 2, 1, 3])
     with pytest.raises(ValueError, match="the offsets of its documents are damaged"):
         open_shard(copy, falling, "full")
+
+
+def test_columns_of_different_offsets_are_refused(copy: Path):
+    record = dataclasses.replace(first_record(copy), token_storage="uint24", num_tokens=3, num_documents=2)
+    metadata = read_batch(copy / record.path).schema.metadata | {b"token_storage": b"uint24"}
+    schema = arrow_schema("uint24", metadata)
+    rows = [
+        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array([4, 5, 6], field.type.value_type), field.type)
+        for offsets, field in zip([[0, 1, 3], [0, 2, 3]], schema, strict=False)
+    ]
+    write_shard(copy / record.path, pa.record_batch([*rows, pa.array([0, 1], pa.uint64())], schema=schema))
+    with pytest.raises(ValueError, match="the columns of its ids have different offsets"):
+        open_shard(copy, refresh_record(copy, record))
 
 
 def test_dataset_id_depends_on_content_and_order(dataset: Path):

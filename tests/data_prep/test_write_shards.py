@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from disentangled.data_prep.hash_file import hash_file
 from disentangled.data_prep.shard_schema import (
     SCHEMA_VERSION,
     DatasetIdentity,
     SpecialIds,
     TextRange,
-    hash_file,
+    TokenStorage,
     open_shard,
 )
 from disentangled.data_prep.write_shards import EncodedDocuments, ShardWriter
@@ -20,7 +21,7 @@ from disentangled.data_prep.write_shards import EncodedDocuments, ShardWriter
 BYTE_IDS = np.arange(4, 8)
 
 
-def make_identity(num_pieces: int, vocab_size: int) -> DatasetIdentity:
+def make_identity(num_pieces: int, vocab_size: int, token_storage: TokenStorage = "uint16") -> DatasetIdentity:
     return DatasetIdentity(
         schema_version=SCHEMA_VERSION,
         tokenizer_sha256="ab" * 32,
@@ -29,6 +30,7 @@ def make_identity(num_pieces: int, vocab_size: int) -> DatasetIdentity:
         chunking="none",
         cleaning="none",
         vocab_size=vocab_size,
+        token_storage=token_storage,
         num_pieces=num_pieces,
         special_ids=SpecialIds(pad=0, cls=1, sep=2, unk=3, mask=num_pieces),
         sources=("text",),
@@ -65,7 +67,7 @@ def write_all(
 
 def read_rows(directory: Path, writer: ShardWriter) -> list[list[list[int]]]:
     shards = [open_shard(directory, record, "full") for record in writer.records]
-    return [[row.tolist() for row in np.split(shard.tokens, shard.offsets[1:-1])] for shard in shards]
+    return [[row.tolist() for row in np.split(shard.tokens[:], shard.offsets[1:-1])] for shard in shards]
 
 
 ROWS = [[4], [5, 6], [7, 8, 9], [10] * 4, [11], [12] * 9, [13, 14], [15]]
@@ -121,11 +123,29 @@ def test_shard_is_one_uncompressed_batch_without_nulls(tmp_path: Path):
     assert np.array([index for row in ROWS for index in row], dtype="<u2").tobytes() in content
 
 
-def test_large_vocabulary_is_stored_in_32_bits(tmp_path: Path):
-    identity = make_identity(70_000, 70_016)
-    writer = write_all(tmp_path / "out", [make_documents([[69_999, 4], [65_536]])], 100, identity)
-    assert read_rows(tmp_path / "out", writer) == [[[69_999, 4], [65_536]]]
+@pytest.mark.parametrize("storage", ["uint24", "uint32"])
+def test_large_vocabulary_comes_back_from_either_storage(tmp_path: Path, storage: TokenStorage):
+    identity = make_identity(70_000, 70_016, storage)
+    rows = [[69_999, 4], [65_536, 65_535, 255], list(range(60_000, 60_020))]
+    writer = write_all(tmp_path / "out", [make_documents(rows)], 10, identity)
+    assert read_rows(tmp_path / "out", writer) == [rows[:2], rows[2:]]
     assert open_shard(tmp_path / "out", writer.records[0]).tokens.dtype == np.uint32
+    assert writer.piece_counts.tolist() == np.bincount(np.concatenate(rows), minlength=70_000).tolist()
+    assert (writer.records[0].min_id, writer.records[0].max_id) == (4, 69_999)
+
+
+def test_two_columns_take_three_bytes_a_token(tmp_path: Path):
+    identity = make_identity(128_000, 128_064, "uint24")
+    rows = [[(row * 997 + place) % 128_000 for place in range(500)] for row in range(1000)]
+    [record] = write_all(tmp_path / "out", [make_documents(rows)], 1 << 20, identity).records
+    assert record.size_bytes / record.num_tokens <= 3.05
+    batch = pa.ipc.open_file(str(tmp_path / "out" / record.path)).get_batch(0)
+    assert [str(field.type) for field in batch.schema] == [
+        "list<item: uint16 not null>",
+        "list<item: uint8 not null>",
+        "uint64",
+    ]
+    assert batch.schema.names == ["lo", "hi", "doc"]
 
 
 @pytest.mark.parametrize("foreign", [-1, 100, 65_540])

@@ -6,10 +6,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from disentangled.trainer.checkpoint import list_checkpoints
+import numpy as np
+
+from disentangled.data_prep.shard_schema import load_manifest
+from disentangled.trainer.checkpoint import list_checkpoints, load_state
+from disentangled.trainer.dataset import LocalDataset
+from disentangled.trainer.train import make_order, open_windows
 from tests.data_prep.tiny_corpus import read_tree
 from tests.integration.finished_run import RUN, launch_run, run_command_line
 from tests.launching import Finished, run_command
+from tests.trainer.tiny_run import tiny_config
 
 ALONE = (sys.executable, "-m", "disentangled.trainer.train")
 
@@ -78,3 +84,28 @@ def test_run_without_a_whole_checkpoint_is_refused(straight: Path, shards: Path,
     assert_one_line(finished, "no checkpoint of", "step_00000090", "step_00000045", "trainer_state.json is missing")
     assert f"remove {folder / 'checkpoints'} to begin at step 0 again" in finished.stderr
     assert read_tree(folder) == before
+
+
+def test_shard_found_damaged_in_training_is_named_and_the_run_goes_on_once_it_is_mended(
+    shards: Path, tmp_path: Path
+) -> None:
+    # one shard after another, so that the last one's damage is found on the way
+    own, folder = Path(shutil.copytree(shards, tmp_path / "shards")), tmp_path / "run"
+    options = ("data.shuffle_block_shards=1", "schedule.total_steps=110")
+    store = open_windows(tiny_config(own, *options), LocalDataset(own), "train")
+    order = make_order(tiny_config(own, *options), store)
+    shard = int(store.pieces(order.windows(np.arange(8 * 110))).shard[-1])
+    path = own / load_manifest(own).splits["train"][shard].path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    whole = path.read_bytes()
+    path.write_bytes(content)
+
+    finished = launch_run(own, folder, *options)
+    saved = load_state(list_checkpoints(folder)[0]).step
+    assert 0 < saved < 110
+    assert_one_line(finished, f"{path}: xxh3_128 differs", f"saved at step {saved}: then run the same command again")
+
+    path.write_bytes(whole)
+    mended = launch_run(own, folder, *options)
+    assert mended.code == 0 and f"resuming at step {saved}" in mended.stdout, mended

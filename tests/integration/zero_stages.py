@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_grad
 
@@ -69,7 +70,12 @@ def run_steps(parts: Parts, engines: EnginePair, ranks: Any, accumulation: int) 
         norms = (engines.generator.gradient_norm(), engines.discriminator.gradient_norm())
         losses += [metrics["mlm_loss"], metrics["rtd_loss"], *norms, engines.delta_ratio()]
     held_out = evaluate(
-        engines, parts.validation, evaluation_sampling(parts.sampling), ranks, NUM_VALIDATION_WINDOWS, MICRO_SEQUENCES
+        engines,
+        parts.validation,
+        evaluation_sampling(parts.sampling),
+        ranks,
+        np.arange(NUM_VALIDATION_WINDOWS),
+        MICRO_SEQUENCES,
     )
     return {"losses": [*losses, held_out["validation_mlm_loss"], held_out["validation_rtd_loss"]]}
 

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,30 +8,45 @@ from numpy.typing import NDArray
 from disentangled.data_prep.shard_schema import SpecialIds
 from disentangled.kernels.counter_rng import Stream
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
+from disentangled.trainer.masking import MaskingRule
+from disentangled.trainer.order import SampleOrder
+from disentangled.trainer.shards import Pieces
 
 PAD, CLS, SEP, UNK, MASK = 0, 1, 2, 3, 50
+VOCAB_SIZE = 64
 SPECIAL = SpecialIds(PAD, CLS, SEP, UNK, MASK)
 LENGTH = 10  # tokens of a row
+NAMES = ("original_ids", "cu_seqlens", "document_sample", "document_first_token", "masked_rows", "masked_ids")
 
 
 class TypedStore:
-    """Windows typed out by hand, behind the interface of WindowStore."""
+    """Windows typed out by hand, behind what BatchBuilder asks of WindowStore: every piece is a shard of its own."""
 
     def __init__(self, windows: list[list[list[int]]]) -> None:
         self._windows = windows
         self.num_windows = len(windows)
 
-    def pieces(self, window: int) -> Iterator[NDArray[Any]]:
-        yield from (np.array(piece, dtype=np.uint16) for piece in self._windows[window])
+    def pieces(self, windows: NDArray[np.int64]) -> Pieces:
+        found = [(row, len(piece)) for row, window in enumerate(windows) for piece in self._windows[window]]
+        rows, lengths = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        self._asked = [piece for window in windows for piece in self._windows[window]]
+        return Pieces(rows, np.arange(rows.size), np.zeros_like(rows), lengths)
+
+    def copy_tokens(self, pieces: Pieces, out: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        for piece, place in zip(self._asked, places.tolist(), strict=True):
+            out[place : place + len(piece)] = piece
 
 
 # window: its pieces. Window 0 fills its row of 10, window 1 leaves 5 tokens, window 2 leaves 1.
 STORE = TypedStore([[[11, 12, 13], [14, 15, 16]], [[21, UNK, 22]], [[31], [32], [33]]])
 
 
-def make_builder(store: Any = STORE, micro_sequences: int = 2, **changes: Any) -> BatchBuilder:
-    options: dict[str, Any] = {"mask_probability": 0.3, "seed": 1, "masking_stream": Stream.MASKING, "shuffle": False}
-    return BatchBuilder(store, SPECIAL, sequence_length=LENGTH, micro_sequences=micro_sequences, **options | changes)
+def make_builder(store: Any = STORE, micro_sequences: int = 2, shuffle: bool = False, **changes: Any) -> BatchBuilder:
+    options: dict[str, Any] = {"masking": MaskingRule(0.3), "seed": 1, "masking_stream": Stream.MASKING} | changes
+    order = SampleOrder([np.array([store.num_windows])], None, options["seed"]) if shuffle else None
+    return BatchBuilder(
+        store, order, SPECIAL, VOCAB_SIZE, sequence_length=LENGTH, micro_sequences=micro_sequences, **options
+    )
 
 
 def test_build_packs_rows_as_typed_out() -> None:
@@ -116,7 +130,7 @@ def test_step_batches_are_the_same_rows_and_masks_for_any_split(world_size: int,
     assert rows_by_sample(batches) == expected
 
 
-def test_to_another_device_is_one_copy_of_one_pinned_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_to_another_device_is_one_copy_of_one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_builder(micro_sequences=3).build([0, 1, 2])
     copied: list[torch.Tensor] = []
     move = torch.Tensor.to
@@ -124,17 +138,16 @@ def test_to_another_device_is_one_copy_of_one_pinned_buffer(monkeypatch: pytest.
     def record(tensor: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         assert arguments == (torch.device("meta"),) and keywords == {"non_blocking": True}
         copied.append(tensor)
-        return move(tensor)  # the values stay readable
+        return move(tensor, torch.float32).long()  # another buffer, whose values stay readable
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "to", record)
     moved = batch.to(torch.device("meta"))
     monkeypatch.undo()
-    assert len(copied) == 1
-    for name in ("original_ids", "cu_seqlens", "document_sample", "document_first_token", "masked_rows"):
+    assert len(copied) == 1 and copied[0] is batch.buffer
+    for name in NAMES:
         value = getattr(moved, name)
         assert torch.equal(value, getattr(batch, name)), name
-        assert value.untyped_storage().data_ptr() == copied[0].untyped_storage().data_ptr(), name
+        assert value.untyped_storage().data_ptr() == moved.buffer.untyped_storage().data_ptr(), name
     assert (moved.num_live, moved.max_seqlen) == (batch.num_live, batch.max_seqlen)
 
 
@@ -151,3 +164,21 @@ def test_to_a_gpu_keeps_every_value() -> None:
     assert moved.original_ids.is_cuda
     assert moved.original_ids.tolist() == batch.original_ids.tolist()
     assert moved.masked_rows.tolist() == batch.masked_rows.tolist()
+
+
+def test_words_are_masked_whole_where_the_rule_says_so() -> None:
+    word_starts = np.zeros(VOCAB_SIZE, dtype=bool)
+    word_starts[[11, 14]] = True
+    builder = make_builder(masking=MaskingRule(0.5, "word"), word_starts=word_starts)
+    for sample in range(20):
+        batch = builder.build([0])
+        masked = batch.original_ids[batch.masked_rows].tolist()
+        assert masked in ([11, 12, 13], [14, 15, 16]), sample
+
+
+def test_masked_tokens_are_shown_as_the_rule_says() -> None:
+    assert make_builder().build([0]).masked_ids.tolist() == [MASK, MASK]
+    kept = make_builder(masking=MaskingRule(0.5, mask_share=0.0), pieces=(4, 50)).build([0, 1])
+    assert torch.equal(kept.masked_ids, kept.original_ids[kept.masked_rows])
+    drawn = make_builder(masking=MaskingRule(0.5, mask_share=0.0, random_share=1.0), pieces=(60, 62)).build([0, 1])
+    assert set(drawn.masked_ids.tolist()) <= {60, 61}

@@ -2,12 +2,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from disentangled.kernels.counter_rng import Stream
 from disentangled.trainer import evaluate as evaluation
-from disentangled.trainer.evaluate import evaluate, evaluation_sampling
+from disentangled.trainer.evaluate import choose_windows, evaluate, evaluation_sampling
 from disentangled.trainer.metrics import MetricSums
 from tests.trainer.plain_engines import same_weights
 from tests.trainer.tiny_run import CPU, Parts, build_parts, tiny_config
@@ -33,7 +34,7 @@ def run(parts: Parts, rank: OneRank = ALONE, num_windows: int = NUM_WINDOWS) -> 
         parts.validation,
         evaluation_sampling(parts.sampling),
         rank,  # type: ignore[arg-type]
-        num_windows,
+        np.arange(num_windows),
         parts.config.batch.micro_sequences,
     )
 
@@ -113,3 +114,9 @@ def test_evaluation_draws_from_streams_of_its_own(shards: Path) -> None:
     own = evaluation_sampling(parts.sampling)
     assert own.stream == Stream.EVALUATION_REPLACEMENT and own.banned is parts.sampling.banned
     assert parts.sampling.stream == Stream.REPLACEMENT
+
+
+def test_windows_are_chosen_at_even_distances() -> None:
+    assert choose_windows(3, 10).tolist() == [0, 1, 2]
+    assert choose_windows(10, 4).tolist() == [0, 2, 5, 7]
+    assert choose_windows(10, 10).tolist() == list(range(10))

@@ -26,6 +26,7 @@ from disentangled.model.hf_checkpoint import DELTA, WORD_EMBEDDINGS
 from disentangled.model.layout import padded_layout
 from disentangled.trainer import export
 from disentangled.trainer.checkpoint import MANIFEST, hash_file, step_name
+from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.engine import build_models
 from disentangled.trainer.export import export_run, load_trained_pair, main, read_weights
 from disentangled.trainer.run_folder import write_run_file
@@ -48,7 +49,7 @@ Pair = tuple[Generator, Discriminator]
 def write_run(shards: Path, directory: Path, *overrides: str) -> None:
     """A run folder without a checkpoint."""
     config = tiny_config(shards, f"run.dir={directory}", *overrides)
-    write_run_file(directory, config, load_manifest(shards), STAGE_0)
+    write_run_file(directory, config, LocalDataset(shards), STAGE_0)
 
 
 def write_checkpoint(shards: Path, directory: Path, step: int, *overrides: str) -> Pair:

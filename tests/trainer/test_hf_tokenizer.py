@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 
 from disentangled.data_prep.encode_text import chunk_text, encode_documents
 from disentangled.data_prep.tokenizer import Tokenizer, parse_tokenizer
-from disentangled.data_prep.train_tokenizer import train_model
+from disentangled.data_prep.train_tokenizer import TrainingOptions, train_model
 from disentangled.trainer.hf_tokenizer import (
     PieceKind,
     SentencePieceModel,
@@ -66,7 +66,7 @@ TEXTS = {
 def tokenizer() -> Tokenizer:
     """1,000 pieces trained on Python's own documentation."""
     lines = [line for topic in pydoc_data.topics.topics.values() for line in topic.split("\n") if line.strip()]
-    return parse_tokenizer(train_model(lines, 1000), "spm.model")
+    return parse_tokenizer(train_model(lines, TrainingOptions(1000)), "spm.model")
 
 
 @pytest.fixture(scope="module")

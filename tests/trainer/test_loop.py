@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from disentangled.trainer import loop
@@ -28,8 +29,8 @@ def test_save_writes_each_step_once(shards: Path, monkeypatch: pytest.MonkeyPatc
     parts = build_parts(tiny_config(shards))
     changes: dict[str, Any] = {"ranks": OneRank(), "step": 3, "saved_step": 3}
     training = Training(
-        config=parts.config, dataset_id="", engines=parts.plain_engines(), builder=parts.training,
-        validation=parts.validation, num_validation_windows=1, sampling=parts.sampling, accumulation=1,
+        config=parts.config, dataset_id="", engines=parts.plain_engines(), loader=None,
+        validation=parts.validation, validation_windows=np.arange(1), sampling=parts.sampling, accumulation=1,
         sums=MetricSums(CPU), log=None, **changes,
     )  # fmt: skip
     save(training)  # it resumed from this very step

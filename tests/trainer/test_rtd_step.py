@@ -88,11 +88,11 @@ def reference_step(parts: Parts, optimizers: Sequence[torch.optim.Optimizer], ba
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
     made = parts.generator(batch.original_ids, layout, batch.masked_rows, noises[0], parts.sampling)
-    mlm_loss = made.mlm_loss_sum / batch.num_masked
+    mlm_loss = made.mlm_loss_sum * (1.0 / batch.num_masked)
     move(parts.generator, optimizers[0], mlm_loss)
     rows = parts.generator.word_embeddings.detach()[made.corrupted_ids]
     judged = parts.discriminator(made.corrupted_ids, batch.original_ids, layout, noises[1], rows)
-    move(parts.discriminator, optimizers[1], 50.0 * judged.rtd_loss_sum / batch.num_live)
+    move(parts.discriminator, optimizers[1], judged.rtd_loss_sum * (50.0 / batch.num_live))
 
 
 def move(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -200,7 +200,7 @@ def test_step_does_not_depend_on_the_number_of_micro_batches(shards: Path, shari
 def test_losses_of_all_ranks_average_to_the_mean_over_tokens(shards: Path) -> None:
     # DeepSpeed averages gradients over ranks; micro-batches with unequal numbers of targets must not weigh the same
     world_size, losses = 2, {"generator": 0.0, "discriminator": 0.0}
-    parts = parts_of(shards, "batch.micro_sequences=2", "optimizer.learning_rate=1e-12")
+    parts = parts_of(shards, "batch.micro_sequences=2", "optimizer.learning_rate=1e-12", "masking.unit=word")
     batches = {rank: parts.training.step_batches(0, 2, rank, world_size) for rank in range(world_size)}
     counts = counts_of([batch for own in batches.values() for batch in own])
     assert len({batch.num_masked for own in batches.values() for batch in own}) > 1
@@ -263,7 +263,7 @@ def test_every_parameter_gets_a_gradient_from_every_micro_batch(shards: Path, sh
     parts = parts_of(shards, f"model.embedding_sharing={sharing}", "batch.micro_sequences=8")
     engines = parts.plain_engines(accumulation=100)
     full = parts.training.step_batches(0, 1, 0, 1)[0]
-    for batch in (full, parts.training.build([]), replace(full, masked_rows=full.masked_rows[:0])):
+    for batch in (full, parts.training.build([]), replace(full, buffer=full.buffer[: -2 * full.num_masked])):
         for model in (parts.generator, parts.discriminator):
             model.zero_grad()
         RtdStep(engines, parts.config, parts.sampling, 1).run([batch], counts_of([batch]), 0, MetricSums(CPU))

@@ -219,7 +219,9 @@ def test_differing_keys_are_those_that_change_what_is_computed() -> None:
     changed = load_run_config("tiny", ["run.seed=9", "optimizer.beta2=0.9", "model.hidden_size=64"])
     assert differing_keys(saved, changed) == ["model.hidden_size", "optimizer.beta2", "run.seed"]
     del saved["masking"]
-    assert differing_keys(saved, load_run_config("tiny")) == ["masking.probability"]
+    assert differing_keys(saved, load_run_config("tiny")) == [
+        f"masking.{name}" for name in ("mask_share", "max_span_words", "probability", "random_share", "unit")
+    ]
 
 
 def test_true_is_no_number() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.run_folder import claim_run_folder, write_run_file
 from tests.trainer.tiny_run import tiny_config
@@ -27,7 +28,7 @@ def config(shards: Path, tmp_path: Path) -> RunConfig:
 def begun(config: RunConfig, manifest: Manifest) -> Path:
     """The folder of a run that has begun."""
     directory = claim_run_folder(config, FP32, manifest)
-    write_run_file(directory, config, manifest, FP32)
+    write_run_file(directory, config, LocalDataset(config.data.shards), FP32)
     return directory
 
 
@@ -49,7 +50,7 @@ def test_claim_by_the_same_run_succeeds_and_keeps_its_file(begun: Path, config: 
     before = (begun / "run.json").read_bytes()
     later = replace(config, log=replace(config.log, every_steps=3), batch=replace(config.batch, micro_sequences=2))
     assert claim_run_folder(later, FP32, manifest) == begun
-    write_run_file(begun, later, manifest, FP32)
+    write_run_file(begun, later, LocalDataset(later.data.shards), FP32)
     assert (begun / "run.json").read_bytes() == before
 
 
@@ -113,7 +114,7 @@ def test_run_cut_short_while_it_was_founded_can_begin_again(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            write_run_file(directory, config, manifest, FP32)
+            write_run_file(directory, config, LocalDataset(config.data.shards), FP32)
     assert not (directory / "run.json").exists()
-    write_run_file(claim_run_folder(config, FP32, manifest), config, manifest, FP32)
+    write_run_file(claim_run_folder(config, FP32, manifest), config, LocalDataset(config.data.shards), FP32)
     assert (directory / "run.json").exists()

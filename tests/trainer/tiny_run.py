@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from disentangled.data_prep.shard_schema import Manifest, load_manifest
+from disentangled.data_prep.shard_schema import Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator, Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.engine import EnginePair, build_models
 from disentangled.trainer.run_config import RunConfig, load_run_config
-from disentangled.trainer.train import make_builder, open_windows
+from disentangled.trainer.train import make_builder, make_order, open_windows
 from tests.trainer.plain_engines import PlainEngine
 
 CPU = torch.device("cpu")
@@ -61,17 +62,18 @@ class Parts:
 
 def build_parts(config: RunConfig) -> Parts:
     """Build them as trainer/train.py does."""
-    manifest = load_manifest(config.data.shards)
+    dataset = LocalDataset(config.data.shards)
+    manifest = dataset.manifest
     generator, discriminator = build_models(config, manifest)
     special = manifest.special_ids
     ids = (special.pad, special.cls, special.sep, special.unk, special.mask)
     banned = banned_ids(generator.config.vocab_size, manifest.num_pieces, ids, CPU)
-    train, validation = (open_windows(config, manifest, split) for split in ("train", "validation"))
+    train, validation = (open_windows(config, dataset, split) for split in ("train", "validation"))
     return Parts(
         config,
         manifest,
-        make_builder(config, manifest, train, Stream.MASKING),
-        make_builder(config, manifest, validation, Stream.EVALUATION_MASKING),
+        make_builder(config, dataset, train, make_order(config, train), Stream.MASKING),
+        make_builder(config, dataset, validation, None, Stream.EVALUATION_MASKING),
         generator,
         discriminator,
         Sampling(config.run.seed, Stream.REPLACEMENT, banned),

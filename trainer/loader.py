@@ -1,0 +1,97 @@
+"""Batches ahead of time: worker processes build the next steps' micro-batches while the device computes.
+
+What: torch's DataLoader over numbered micro-batches, in order. A micro-batch depends on its number alone, so any number
+of workers, and none, gives the same ones, and a run that is resumed begins at its step's number. Workers are forked:
+they share the mapped shards, know no device, and ignore the signals that ask the run to stop, as the rank does.
+Used by: trainer/train.py, loop.py. Tested by: tests/trainer/test_loader.py.
+Not here: what is in a batch (batch.py).
+"""
+
+import signal
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader, Dataset
+
+from disentangled.trainer.batch import BatchBuilder, MaskedBatch
+from disentangled.trainer.interrupt import STOP_SIGNALS
+from disentangled.trainer.order import rank_slice
+
+# Micro-batches that a worker is ahead by: one to be fetched and one being built.
+PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """Which samples of each step are this rank's."""
+
+    global_sequences: int
+    micro_sequences: int
+    accumulation: int
+    rank: int
+    world_size: int
+
+
+class DataError(ValueError):
+    """A batch cannot be built: a shard is damaged or gone. One line that names it."""
+
+
+class MicroBatches(Dataset[MaskedBatch | DataError]):
+    """Micro-batch number step * accumulation + k of this rank."""
+
+    def __init__(self, builder: BatchBuilder, slicing: Slicing) -> None:
+        self._builder = builder
+        self._slicing = slicing
+
+    def __getitem__(self, number: int) -> MaskedBatch | DataError:
+        slicing = self._slicing
+        step, k = divmod(number, slicing.accumulation)
+        consumed = step * slicing.global_sequences
+        try:
+            return self._builder.build(
+                rank_slice(consumed, k, slicing.rank, slicing.world_size, slicing.micro_sequences)
+            )
+        except (ValueError, OSError) as error:
+            return DataError(str(error))  # raised here, it would lose its type and gain a traceback
+
+
+class BatchLoader:
+    """The micro-batches of each step of this rank."""
+
+    def __init__(self, builder: BatchBuilder, slicing: Slicing, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self._batches = MicroBatches(builder, slicing)
+        self._accumulation = slicing.accumulation
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+
+    def steps(self, first: int, stop: int) -> Generator[list[MaskedBatch], None, None]:
+        """The batches of steps first .. stop - 1; close it to end the workers early.
+
+        Raises:
+            DataError: a batch cannot be built, for instance because a shard is damaged.
+        """
+        numbers = range(first * self._accumulation, stop * self._accumulation)
+        loader = DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self._num_workers,
+            prefetch_factor=PREFETCH if self._num_workers else None,
+            multiprocessing_context="fork" if self._num_workers else None,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_ignore_stop_signals,
+        )
+        batches = []
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            batches.append(batch)
+            if len(batches) == self._accumulation:
+                yield batches
+                batches = []
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Launchers and terminals signal all processes of a run; a rank that saves needs its workers until it is done."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
