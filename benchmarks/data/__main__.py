@@ -122,7 +122,7 @@ def run_parts(options: argparse.Namespace) -> Iterator[Row]:
     )
     text = make_text(long_text.plain, int(options.megabytes * MEGABYTE), long_text.tokenizer, options.scratch / "text")
     yield describe_text(text, long_text, options)
-    names = [name for name in preparers(options) if name != "ours_default_range"]
+    names = [name for name in preparers(options) if name not in ("ours_default_range", "ours_24_bits")]
     if options.implementations is not None:
         names = [name for name in names if name in options.implementations]
     dataset = options.scratch / "dataset"

@@ -151,6 +151,9 @@ GOALS: Sequence[RatioGoal | BoundGoal | RuleGoal] = (
     RuleGoal("D2", "2 workers: >= 1.8x 1 worker", judge_scaling),
     RuleGoal("D3", "same bytes for 1 process, 2 workers, killed and resumed", judge_same_bytes),
     BoundGoal("D4", "<= 2.05 bytes a token", "prepare", "2 workers", "bytes_per_token", 2.05),
+    BoundGoal(
+        "D4", "<= 3.05 bytes a token in 24 bits", "prepare", "default range, ids in 24 bits", "bytes_per_token", 3.05
+    ),
     BoundGoal("D4", "plan of rows <= 0.06 bytes a token", "pack", "documents", "plan_bytes_per_token", 0.06),
     RatioGoal(
         "D5", "windows at random", "gather", SHAPE, TOKENS_RATE,

@@ -76,9 +76,10 @@ def build(text: Path, output: Path, options: list[str]) -> None:
         raise RuntimeError(f"build_corpus ended with exit code {code}, see above")
 
 
-def prepare(text: Path, model: Path, output: Path, num_units: int | None) -> None:
-    """Raw file to shards. num_units: how many units of work the text is cut into; None: as large as by default."""
-    options = ["--tokenizer", str(model)]
+def prepare(text: Path, model: Path, output: Path, num_units: int | None, in_24_bits: bool = False) -> None:
+    """Raw file to shards. num_units: how many units of work the text is cut into; None: as large as by default.
+    in_24_bits: ids as of vocabularies above 65,535."""
+    options = ["--tokenizer", str(model), *(["--token-storage", "uint24"] if in_24_bits else [])]
     if num_units is not None:
         options += ["--shard-tokens", str(-(-text.stat().st_size // (num_units * UNIT_BYTES_PER_TOKEN)))]
     build(text, output, options)
@@ -123,9 +124,10 @@ def is_finished(output: Path) -> bool:
 
 def open_for_training(dataset: Path) -> Any:
     """The training split as a run opens it; a shard is verified when it is first read."""
+    from disentangled.trainer.dataset import open_dataset
     from disentangled.trainer.shards import WindowStore
 
-    return WindowStore(dataset, load_manifest(dataset), "train", SEQUENCE_TOKENS, MINIMUM_PIECE_TOKENS)
+    return WindowStore(open_dataset(str(dataset)), "train", SEQUENCE_TOKENS, MINIMUM_PIECE_TOKENS)
 
 
 def read_all(store: Any) -> Iterator[Any]:
@@ -149,7 +151,7 @@ def training_tokens(dataset: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """All tokens of the training split one after another, and where documents begin and end."""
     shards = [open_shard(dataset, record) for record in load_manifest(dataset).splits["train"]]
     lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
-    return np.concatenate([shard.tokens for shard in shards]), np.concatenate([[0], lengths.cumsum()])
+    return np.concatenate([shard.tokens[:] for shard in shards]), np.concatenate([[0], lengths.cumsum()])
 
 
 def gather_call(dataset: Path) -> Callable[[], int]:

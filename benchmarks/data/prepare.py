@@ -152,6 +152,7 @@ def measure_long_text(text: Text, long_text: Text, options: argparse.Namespace) 
     Loading the tokenizer and planning take as long for any text, so the longer one shows the speed per core.
     """
     yield from measure_turns("default range, part", ["ours_default_range"], text, 1, options)
+    yield from measure_turns("default range, ids in 24 bits", ["ours_24_bits"], text, 1, options)
     names = ["ours_default_range", "bare"]
     yield from measure_turns("default range, long text", names, long_text, options.repeats, options)
 
@@ -166,7 +167,7 @@ def measure_turns(
             samples[name].append(run_once(name, 1, text, options))
     for name, runs in samples.items():
         figures = {"text_bytes": text.num_bytes} | summarize(runs, text.num_bytes)
-        yield Row("prepare", case, name.removesuffix("_default_range"), figures=figures)
+        yield Row("prepare", case, name.removesuffix("_default_range").removesuffix("_24_bits"), figures=figures)
 
 
 def compare_bytes(hashes: dict[int, dict[str, str]], text: Text, options: argparse.Namespace) -> dict[str, Any]:

@@ -70,11 +70,11 @@ def load_ours() -> Loaded:
     return Loaded(run, our_data.count_written)
 
 
-def load_ours_default() -> Loaded:
+def load_ours_default(in_24_bits: bool = False) -> Loaded:
     """build_corpus with the range of work it has by default, for the memory of a worker."""
 
     def run(text: Text, output: Path, num_workers: int) -> None:
-        our_data.prepare(text.plain, text.tokenizer, output, None)
+        our_data.prepare(text.plain, text.tokenizer, output, None, in_24_bits)
 
     return Loaded(run, our_data.count_written)
 
@@ -277,6 +277,7 @@ def preparers(options: argparse.Namespace) -> dict[str, Callable[[], Loaded]]:
         "datasets_sentencepiece": functools.partial(load_datasets, True),
         "datatrove": load_datatrove,
         "ours_default_range": load_ours_default,
+        "ours_24_bits": functools.partial(load_ours_default, True),
     }
     if options.megatron is not None:
         found["megatron"] = functools.partial(load_megatron, options.megatron)
