@@ -49,7 +49,7 @@ def ratio(rows: Rows, part: str, case: str, rival: str, key: str, ours: str = "o
 
 @dataclass(frozen=True)
 class RatioGoal:
-    """At least so many times each rival's figure."""
+    """At least so many times each rival's figure; the ratio of another figure can be shown beside it."""
 
     goal: str
     what: str
@@ -57,12 +57,17 @@ class RatioGoal:
     case: str
     key: str
     bounds: Mapping[str, float]
+    beside: str | None = None
+    beside_what: str = ""
 
     def judge(self, rows: Rows) -> Iterator[Verdict]:
         for rival, bound in self.bounds.items():
             found = ratio(rows, self.part, self.case, rival, self.key)
             wanted = f"{self.what}: >= {bound:g}x {rival}"
-            yield Verdict(self.goal, wanted, shown(found, "x"), None if found is None else found >= bound)
+            measured = shown(found, "x")
+            if self.beside and (beside := ratio(rows, self.part, self.case, rival, self.beside)) is not None:
+                measured += f" ({shown(beside, 'x')} {self.beside_what})"
+            yield Verdict(self.goal, wanted, measured, None if found is None else found >= bound)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,10 @@ PREPARE = {"megatron": 3.0, "datatrove": 8.0, "datasets": 7.0, "litdata": 1.5, "
 TOKENS_RATE = "megatokens_per_cpu_second"
 SHAPE = "[64, 512]"
 GOALS: Sequence[RatioGoal | BoundGoal | RuleGoal] = (
-    RatioGoal("D1", "text to shards, 2 workers", "prepare", "2 workers", "megabytes_per_second", PREPARE),
+    RatioGoal(
+        "D1", "text to shards, 2 workers", "prepare", "2 workers", "megabytes_per_second", PREPARE,
+        "megabytes_per_cpu_second", "by CPU time",
+    ),
     RatioGoal(
         "D2", "per core, long text", "prepare", "default range, long text", "megabytes_per_cpu_second", {"bare": 0.9}
     ),

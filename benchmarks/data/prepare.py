@@ -68,7 +68,8 @@ def summarize(runs: list[dict[str, Any]], num_bytes: int) -> dict[str, Any]:
         "megabytes_per_second": [num_bytes / 1e6 / run["seconds"] for run in runs],
         "megabytes_per_cpu_second": [num_bytes / 1e6 / run["cpu_seconds"] for run in runs],
         "num_tokens": runs[0]["num_tokens"],
-        "bytes_per_token": runs[0]["bytes_written"] / runs[0]["num_tokens"],
+        # bare encoding writes none
+        "bytes_per_token": runs[0]["bytes_written"] / runs[0]["num_tokens"] or None,
         "peak_process_bytes": max(run["peak_process_bytes"] for run in runs),
     }
     return figures
