@@ -5,8 +5,8 @@ masking, packing, whole batches, the first batch far into a run, and damaged fil
 installed or whose clone is named. Rows go to benchmarks/results/<device>/data.jsonl, a page with the goals to data.md,
 a picture to data.png. A peer that is missing is one line; when ours fails, or the tests do, the exit code is 1.
 
-Not here: what our data path is called (our_data.py, the one file that knows), peers' calls (preparers.py, readers.py,
-maskers.py, integrity.py), goals (goals.py). Tested by: tests/benchmarks/test_data.py.
+Not here: how our data path is called (our_preparation.py, our_data.py, no other file), peers' calls (preparers.py,
+readers.py, maskers.py, integrity.py), goals (goals.py). Tested by: tests/benchmarks/test_data.py.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import our_data
+from benchmarks.data import our_data, our_preparation
 from benchmarks.data.environment import describe_environment, results_folder_name
 from benchmarks.data.integrity import measure_integrity
 from benchmarks.data.maskers import make_batches, measure_masking
@@ -127,7 +127,7 @@ def run_parts(options: argparse.Namespace) -> Iterator[Row]:
         names = [name for name in names if name in options.implementations]
     dataset = options.scratch / "dataset"
     if set(options.parts) - {"prepare", "integrity"}:
-        our_data.prepare(text.plain, text.tokenizer, dataset, None)
+        our_preparation.prepare(text.plain, text.tokenizer, dataset, None)
     read = options.scratch / "read"
     read.mkdir()
     parts = {
@@ -150,7 +150,7 @@ def describe_text(text: Text, long_text: Text, options: argparse.Namespace) -> R
         "num_bytes": text.num_bytes,
         "num_documents": text.num_documents,
         "long_bytes": long_text.num_bytes,
-        "num_pieces": our_data.special_ids(text.tokenizer).mask,
+        "num_pieces": our_preparation.special_ids(text.tokenizer).mask,
     }
     return Row("text", "all parts", "all", figures=figures)
 

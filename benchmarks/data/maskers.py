@@ -21,7 +21,7 @@ import numpy as np
 import sentencepiece as spm
 from numpy.typing import NDArray
 
-from benchmarks.data import megatron, our_data
+from benchmarks.data import megatron, our_data, our_preparation
 from benchmarks.data.lift import lift_definitions, lift_modernbert
 from benchmarks.data.rounds import Call, Row, measure_case
 from benchmarks.data.text import Text
@@ -46,7 +46,7 @@ class Batches:
 
 def make_batches(flat: NDArray[Any], text: Text) -> Batches:
     """Consecutive runs of a flat array of tokens."""
-    special = our_data.special_ids(text.tokenizer)
+    special = our_preparation.special_ids(text.tokenizer)
     processor = spm.SentencePieceProcessor(model_file=str(text.tokenizer))
     pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())] + ["[MASK]"]
     wanted = NUM_WARM_BATCHES * ROWS * (TOKENS - 2)

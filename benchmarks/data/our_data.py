@@ -1,13 +1,10 @@
-"""All that the data benchmark knows of this project: the one file to change when the data path's interface does.
-
-The trainer is imported where it is called: the processes that measure the memory of preparation must not carry it.
+"""All that the data benchmark knows of this project's way from shards to batches: the one file to change when the
+interface of trainer/ does. From text to shards: our_preparation.py.
 
 Used by: benchmarks/data/. Tested by: tests/benchmarks/test_data.py. Not here: rivals, measuring.
 """
 
 import itertools
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,127 +13,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from disentangled.data_prep import build_corpus
-from disentangled.data_prep.shard_schema import (
-    MANIFEST_NAME,
-    SPLITS,
-    TOKENIZER_NAME,
-    SpecialIds,
-    load_manifest,
-    open_shard,
-)
+from disentangled.data_prep.shard_schema import load_manifest, open_shard
 from disentangled.data_prep.tokenizer import load_tokenizer
+from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
+from disentangled.trainer.loader import BatchLoader, Slicing
+from disentangled.trainer.masking import MaskingRule, MaskingUnit, choose_masked, shown_ids
+from disentangled.trainer.mixture import NUM_SLOTS, MixtureSchedule, SourceSize, mixture_shares
+from disentangled.trainer.order import SampleOrder, order_of_sources
+from disentangled.trainer.packing import pack_windows
+from disentangled.trainer.shards import WindowStore
+from disentangled.trainer.window_plan import join_windows
+from disentangled.trainer.word_starts import word_start_table
 
-# what a base model has, where the text supports it; the demo's sizes below
-MANY_PIECES, MANY_PIECES_BYTES = 32_000, 16_000_000
-# build_corpus cuts its input into units of twice as many bytes as a shard holds tokens
-UNIT_BYTES_PER_TOKEN = 2
 TESTS = tuple(f"tests/trainer/test_{name}.py" for name in ("shards", "packing", "order", "masking", "batch", "mixture"))
 ROWS, SEQUENCE_TOKENS = 64, 512
 NUM_INDEX_SETS = 64  # other windows in every call
 IGNORED_LABEL = -100
 MINIMUM_PIECE_TOKENS = 8
-MPIRUN = Path(sys.executable).parent / "mpirun"
 
 
-def write_default_text(path: Path) -> None:
-    """English that every Python carries."""
-    from disentangled.trainer.demo import write_python_english
-
-    write_python_english(path)
-
-
-def train_tokenizer(text: Path, folder: Path) -> bytes:
-    """The content of an spm.model for the text."""
-    from disentangled.trainer.demo import pieces_for
-
-    many = text.stat().st_size >= MANY_PIECES_BYTES
-    num_pieces = MANY_PIECES if many else pieces_for(text)
-    build(text, folder, ["--train-tokenizer", "--vocab-size", str(num_pieces)])
-    return (folder / "spm.model").read_bytes()
-
-
-def special_ids(model: Path) -> SpecialIds:
-    """Of a tokenizer."""
-    return load_tokenizer(model).special_ids
-
-
-def write_huggingface_tokenizer(model: bytes, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json."""
-    from disentangled.trainer.hf_tokenizer import write_tokenizer_files
-
-    (folder / "spm.model").write_bytes(model)
-    write_tokenizer_files(folder, model, special_ids(folder / "spm.model"), sys.maxsize)
-
-
-def build(text: Path, output: Path, options: list[str]) -> None:
-    """Run build_corpus in this process, or as this rank of an MPI job."""
-    code = build_corpus.main(["--input", str(text), "--output", str(output), *options])
-    if code:
-        raise RuntimeError(f"build_corpus ended with exit code {code}, see above")
-
-
-def prepare(text: Path, model: Path, output: Path, num_units: int | None, in_24_bits: bool = False) -> None:
-    """Raw file to shards. num_units: how many units of work the text is cut into; None: as large as by default.
-    in_24_bits: ids as of vocabularies above 65,535."""
-    options = ["--tokenizer", str(model), *(["--token-storage", "uint24"] if in_24_bits else [])]
-    if num_units is not None:
-        options += ["--shard-tokens", str(-(-text.stat().st_size // (num_units * UNIT_BYTES_PER_TOKEN)))]
-    build(text, output, options)
-
-
-def launcher(num_workers: int) -> list[str]:
-    """What goes before `python` for so many workers: nothing for one, mpirun with a coordinator besides for more."""
-    if num_workers == 1:
-        return []
-    if not MPIRUN.exists():
-        raise ModuleNotFoundError(f"no mpirun beside {sys.executable}")
-    return [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "-n", str(num_workers + 1)]
-
-
-def rank() -> int:
-    """Of this process among those that the launcher started; 0 without one, and it speaks for all."""
-    return int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
-
-
-def count_written(output: Path) -> tuple[int, int]:
-    """(bytes of all shards, tokens in them)."""
-    manifest = load_manifest(output)
-    records = [record for split in SPLITS for record in manifest.splits[split]]
-    return sum(record.size_bytes for record in records), sum(record.num_tokens for record in records)
-
-
-def shard_hashes(output: Path) -> dict[str, str]:
-    """sha256 of every shard by its path."""
-    manifest = load_manifest(output)
-    return {record.path: record.sha256 for split in SPLITS for record in manifest.splits[split]}
-
-
-def has_shards(output: Path) -> bool:
-    """Whether a build, finished or not, has written any."""
-    return any(output.glob("train/*.arrow"))
-
-
-def is_finished(output: Path) -> bool:
-    """Whether a build has ended."""
-    return (output / MANIFEST_NAME).exists()
-
-
-def open_for_training(dataset: Path) -> Any:
+def open_for_training(dataset: Path) -> WindowStore:
     """The training split as a run opens it; a shard is verified when it is first read."""
-    from disentangled.trainer.dataset import open_dataset
-    from disentangled.trainer.shards import WindowStore
-
-    return WindowStore(open_dataset(str(dataset)), "train", SEQUENCE_TOKENS, MINIMUM_PIECE_TOKENS)
+    return open_windows(open_dataset(str(dataset)))
 
 
-def read_all(store: Any) -> Iterator[Any]:
+def open_windows(dataset: Dataset) -> WindowStore:
+    return WindowStore(dataset, "train", SEQUENCE_TOKENS, MINIMUM_PIECE_TOKENS)
+
+
+def read_all(store: WindowStore) -> Iterator[Any]:
     """The tokens of every window."""
     for first in range(0, store.num_windows, ROWS):
         yield copy_windows(store, np.arange(first, min(store.num_windows, first + ROWS)))[0]
 
 
-def copy_windows(store: Any, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def copy_windows(store: WindowStore, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """[windows, 512] int64, each row's pieces one after another from its left, and how many tokens these are."""
     pieces = store.pieces(windows)
     ends = np.cumsum(pieces.length)
@@ -162,13 +74,11 @@ def gather_call(dataset: Path) -> Callable[[], int]:
     return lambda: copy_windows(store, next(turn))[1]
 
 
-def masker(batches: Any, unit: str) -> Callable[[], int]:
+def masker(batches: Any, unit: MaskingUnit) -> Callable[[], int]:
     """Targets and corrupted ids of [64, 512] tokens; the words are looked up as part of the work."""
-    from disentangled.trainer.masking import choose_masked, shown_ids
-    from disentangled.trainer.word_starts import word_start_table
-
     model = batches.text.tokenizer
-    special, vocab_size = special_ids(model), load_tokenizer(model).vocab_size
+    tokenizer = load_tokenizer(model)
+    special, vocab_size = tokenizer.special_ids, tokenizer.vocab_size
     word_starts = word_start_table(model, vocab_size) if unit == "word" else None
     is_ordinary = np.ones(vocab_size, dtype=bool)
     is_ordinary[[special.pad, special.cls, special.sep, special.unk, special.mask]] = False
@@ -191,21 +101,16 @@ def masker(batches: Any, unit: str) -> Callable[[], int]:
     return call
 
 
-def masking_rule(unit: str) -> Any:
+def masking_rule(unit: MaskingUnit) -> MaskingRule:
     """15 %, of which 80 % become [MASK] and 10 % another piece, as everybody's."""
-    from disentangled.trainer.masking import MaskingRule
-
-    return MaskingRule(probability=0.15, unit=unit, mask_share=0.8, random_share=0.1)  # type: ignore[arg-type]
+    return MaskingRule(probability=0.15, unit=unit, mask_share=0.8, random_share=0.1)
 
 
-def make_builder(dataset: Path, unit: str, micro_sequences: int = ROWS) -> Any:
+def make_builder(dataset: Path, unit: MaskingUnit, micro_sequences: int = ROWS) -> BatchBuilder:
     """What a run builds its batches with."""
-    from disentangled.trainer.batch import BatchBuilder
-    from disentangled.trainer.order import order_of_sources
-    from disentangled.trainer.word_starts import word_start_table
-
-    manifest, store = load_manifest(dataset), open_for_training(dataset)
-    word_starts = word_start_table(dataset / TOKENIZER_NAME, manifest.vocab_size) if unit == "word" else None
+    opened = open_dataset(str(dataset))
+    store, manifest = open_windows(opened), opened.manifest
+    word_starts = word_start_table(tokenizer_path(opened), manifest.vocab_size) if unit == "word" else None
     return BatchBuilder(
         store, order_of_sources(store.sources(), 1.0, 0.0, 1, 1), manifest.special_ids, manifest.vocab_size,
         sequence_length=SEQUENCE_TOKENS, micro_sequences=micro_sequences, masking=masking_rule(unit), seed=1,
@@ -213,7 +118,7 @@ def make_builder(dataset: Path, unit: str, micro_sequences: int = ROWS) -> Any:
     )  # fmt: skip
 
 
-def batch_call(dataset: Path, unit: str) -> Callable[[], int]:
+def batch_call(dataset: Path, unit: MaskingUnit) -> Callable[[], int]:
     """Whole batches in the run's order."""
     builder = make_builder(dataset, unit)
     firsts = itertools.count(step=ROWS)
@@ -228,9 +133,6 @@ def batch_call(dataset: Path, unit: str) -> Callable[[], int]:
 
 def plan_rows(offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
     """(row, first token, tokens) of every piece in the order of rows, and the bytes that a kept plan takes."""
-    from disentangled.trainer.packing import pack_windows
-    from disentangled.trainer.window_plan import join_windows
-
     packed = pack_windows(offsets, SEQUENCE_TOKENS, MINIMUM_PIECE_TOKENS)
     plan = join_windows([packed], SEQUENCE_TOKENS)
     window = np.repeat(np.arange(packed.num_windows), np.diff(packed.first_piece))
@@ -252,8 +154,6 @@ def build_at(dataset: Path, sample: int) -> Callable[[], Any]:
 
 def order_at(sample: int, num_windows: int) -> Callable[[], Any]:
     """The windows of a batch at a sample, among so many windows."""
-    from disentangled.trainer.order import SampleOrder
-
     return lambda: SampleOrder([np.array([num_windows])], None, 1).windows(np.arange(sample, sample + ROWS))
 
 
@@ -276,8 +176,6 @@ def read_steps(
     dataset: Path, ranks: int, accumulation: int, workers: int, first: int, stop: int
 ) -> dict[int, list[tuple[int, bytes, bytes]]]:
     """Of each sample, for each of its documents: the place in the row, the ids, what is masked and what is shown."""
-    from disentangled.trainer.loader import BatchLoader, Slicing
-
     micro = ROWS // ranks // accumulation
     found: dict[int, list[tuple[int, bytes, bytes]]] = {}
     # torch thinks that 4 workers are many for the machine
@@ -300,8 +198,6 @@ def read_steps(
 def mixture_error() -> dict[str, Any]:
     """100 sources of 1 to 1e6 thousand tokens at alpha 0.3: the largest difference between a source's share of 65,536
     samples in a row, from many starts, and what it should be."""
-    from disentangled.trainer.mixture import NUM_SLOTS, MixtureSchedule, SourceSize, mixture_shares
-
     generator = np.random.default_rng(1)
     sizes = np.exp(generator.uniform(np.log(1e6), np.log(1e12), 100)).astype(np.int64)
     sources = [SourceSize(str(index), 1.0, int(size), int(size // 512)) for index, size in enumerate(sizes)]

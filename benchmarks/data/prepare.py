@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.data import our_data
+from benchmarks.data import our_preparation
 from benchmarks.data.prepare_child import describe_text
 from benchmarks.data.rounds import LONGEST_ERROR, Absent, Row
 from benchmarks.data.text import Text
@@ -84,7 +84,7 @@ def run_once(name: str, num_workers: int, text: Text, options: argparse.Namespac
     launcher: list[str] = []
     if name.startswith("ours"):
         try:
-            launcher = our_data.launcher(num_workers)
+            launcher = our_preparation.launcher(num_workers)
         except ModuleNotFoundError as error:
             raise Absent(str(error)) from None
     command = [
@@ -178,21 +178,21 @@ def compare_bytes(hashes: dict[int, dict[str, str]], text: Text, options: argpar
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     command = [
-        *our_data.launcher(2), sys.executable, "-m", "benchmarks.data.prepare_child", "ours", "2", describe_text(text),
-        str(folder / "output"), str(folder / "report"),
+        *our_preparation.launcher(2), sys.executable, "-m", "benchmarks.data.prepare_child", "ours", "2",
+        describe_text(text), str(folder / "output"), str(folder / "report"),
     ]  # fmt: skip
     quiet = subprocess.DEVNULL
     first = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=ROOT, start_new_session=True)
-    while first.poll() is None and not our_data.has_shards(folder / "output"):
+    while first.poll() is None and not our_preparation.has_shards(folder / "output"):
         time.sleep(KILL_POLL_SECONDS)
     kill_session(first)
     first.wait()
-    was_at_work = not our_data.is_finished(folder / "output")
+    was_at_work = not our_preparation.is_finished(folder / "output")
     if was_at_work:
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     return {
         "num_shards": len(hashes[1]),
         "two_workers_equal": hashes[2] == hashes[1],
-        "killed_equal": our_data.shard_hashes(folder / "output") == hashes[1],
+        "killed_equal": our_preparation.shard_hashes(folder / "output") == hashes[1],
         "was_killed_at_work": was_at_work,
     }

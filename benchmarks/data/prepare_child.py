@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.data import our_data
+from benchmarks.data import our_preparation
 from benchmarks.data.preparers import preparers
 from benchmarks.data.text import Text
 
@@ -41,12 +41,12 @@ def main() -> int:
         loaded.run(text, options.output, options.workers)
         report["seconds"] = time.perf_counter() - started
         report["cpu_seconds"] = cpu_seconds() - cpu_before
-        if our_data.rank() == 0:
+        if our_preparation.rank() == 0:
             report["bytes_written"], report["num_tokens"] = loaded.count(options.output)
             if options.name == "ours":
-                report["shard_hashes"] = our_data.shard_hashes(options.output)
+                report["shard_hashes"] = our_preparation.shard_hashes(options.output)
     options.report.mkdir(exist_ok=True)
-    (options.report / f"{our_data.rank()}.json").write_text(json.dumps(report), "utf-8")
+    (options.report / f"{our_preparation.rank()}.json").write_text(json.dumps(report), "utf-8")
     return 0
 
 

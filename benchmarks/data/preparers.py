@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from benchmarks.data import megatron, our_data
+from benchmarks.data import megatron, our_preparation
 from benchmarks.data.text import Text, batch_documents, read_documents, read_json_lines
 
 Run = Callable[[Text, Path, int], None]
@@ -65,18 +65,18 @@ def load_ours() -> Loaded:
     """build_corpus as a user calls it; NUM_UNITS units, so that two workers share the text evenly."""
 
     def run(text: Text, output: Path, num_workers: int) -> None:
-        our_data.prepare(text.plain, text.tokenizer, output, len(text.parts))
+        our_preparation.prepare(text.plain, text.tokenizer, output, len(text.parts))
 
-    return Loaded(run, our_data.count_written)
+    return Loaded(run, our_preparation.count_written)
 
 
 def load_ours_default(in_24_bits: bool = False) -> Loaded:
     """build_corpus with the range of work it has by default, for the memory of a worker."""
 
     def run(text: Text, output: Path, num_workers: int) -> None:
-        our_data.prepare(text.plain, text.tokenizer, output, None, in_24_bits)
+        our_preparation.prepare(text.plain, text.tokenizer, output, None, in_24_bits)
 
-    return Loaded(run, our_data.count_written)
+    return Loaded(run, our_preparation.count_written)
 
 
 def load_bare() -> Loaded:

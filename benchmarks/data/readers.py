@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data import megatron, our_data
+from benchmarks.data import megatron, our_data, our_preparation
 from benchmarks.data.lift import lift_modernbert
 from benchmarks.data.maskers import PROBABILITY, ROWS, TOKENS
 from benchmarks.data.rounds import Call, Row, measure_case
@@ -169,7 +169,7 @@ def batches_modernbert(
     from torch.utils.data import DataLoader
 
     lifted = lift_modernbert(options.modernbert)
-    special = our_data.special_ids(text.tokenizer)
+    special = our_preparation.special_ids(text.tokenizer)
     with streaming.MDSWriter(out=str(folder), columns={"input_ids": "ndarray:uint16"}) as writer:
         for piece in cut_pieces(flat, offsets):
             writer.write({"input_ids": np.concatenate([[special.cls], piece, [special.sep]]).astype(np.uint16)})

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.data import our_data
+from benchmarks.data import our_preparation
 
 # 8: both of two workers have work until shortly before the end, and each part is long enough for full speed
 NUM_PARTS = 8
@@ -58,7 +58,7 @@ def make_text(source: Path | None, num_bytes: int, tokenizer: Path | None, folde
     folder.mkdir(parents=True)
     if source is None:
         source = folder / "python_english.txt"
-        our_data.write_default_text(source)
+        our_preparation.write_default_text(source)
     text = Text(folder, *_write_documents(source, num_bytes, folder / "text.txt"))
     documents = list(read_documents(text.plain))
     _write_json_lines(text.json_lines, documents)
@@ -66,10 +66,10 @@ def make_text(source: Path | None, num_bytes: int, tokenizer: Path | None, folde
     share = -(-len(documents) // NUM_PARTS)
     for number, path in enumerate(text.parts):
         _write_json_lines(path, documents[number * share : (number + 1) * share])
-    model = tokenizer.read_bytes() if tokenizer else our_data.train_tokenizer(text.plain, folder / "trained")
+    model = tokenizer.read_bytes() if tokenizer else our_preparation.train_tokenizer(text.plain, folder / "trained")
     text.tokenizer.write_bytes(model)
     text.huggingface.mkdir()
-    our_data.write_huggingface_tokenizer(model, text.huggingface)
+    our_preparation.write_huggingface_tokenizer(model, text.huggingface)
     return text
 
 
