@@ -41,6 +41,7 @@ def main() -> int:
         loaded.run(text, options.output, options.workers)
         report["seconds"] = time.perf_counter() - started
         report["cpu_seconds"] = cpu_seconds() - cpu_before
+        report["cpu_seconds_before"] = cpu_before
         if our_preparation.rank() == 0:
             report["bytes_written"], report["num_tokens"] = loaded.count(options.output)
             if options.name == "ours":
