@@ -105,7 +105,7 @@ def run_once(name: str, num_workers: int, text: Text, options: argparse.Namespac
     first: dict[str, Any] = reports[0]
     if "absent" in first:
         raise Absent(first["absent"])
-    # what a process counts of its children lacks those of a fork server; what is seen from here lacks their last moments
+    # a process does not count the children of a fork server; what is seen from here lacks each one's last moments
     counted = sum(found["cpu_seconds"] for found in reports)
     cpu_seconds = max(counted, watched_cpu_seconds - sum(found["cpu_seconds_before"] for found in reports))
     return first | {"cpu_seconds": cpu_seconds, "peak_process_bytes": peak_process_bytes}
