@@ -51,6 +51,20 @@ TEST_REQUIREMENTS = [
     "setuptools>=77",
     "packaging>=24",
 ]
+# The peers of `python -m benchmarks.data`, none of which anything else needs. Lower bounds are what it was run with, or
+# what its calls need. In an environment of their own and without constraints.txt: mosaicml-streaming wants
+# numpy < 2.2, transformers < 5 and xxhash < 4, and the pinned urllib3 is too new for litdata's boto3.
+BENCH_REQUIREMENTS = [
+    # 4.0: first with datasets.List
+    "datasets>=4.0",
+    "datatrove>=0.10",
+    # what datatrove reads JSON lines with
+    "orjson>=3.10",
+    "litdata>=0.2.76",
+    "mosaicml-streaming>=0.13",
+    # ModernBERT's packer is compiled by it
+    "numba>=0.60",
+]
 
 setup(
     name="disentangled",
@@ -69,6 +83,6 @@ setup(
     package_data={"disentangled": ["py.typed", "recipes/*.toml", "ds_configs/*.json"], "": ["README.md"]},
     install_requires=REQUIREMENTS,
     # moto: a stand-in for S3. Its botocore wants a python-dateutil below the pinned one, so it is in no default set-up
-    extras_require={"test": TEST_REQUIREMENTS, "test-s3": ["moto[server]>=5"]},
+    extras_require={"test": TEST_REQUIREMENTS, "test-s3": ["moto[server]>=5"], "bench": BENCH_REQUIREMENTS},
     zip_safe=False,
 )
