@@ -91,10 +91,11 @@ def masker(batches: Any, unit: MaskingUnit) -> Callable[[], int]:
         starts = None if word_starts is None else word_starts[ids]
         chosen = choose_masked(is_ordinary[ids], starts, sample, rule, seed=1, stream=1)
         labels = np.where(chosen, ids, IGNORED_LABEL)
-        row, place = np.nonzero(chosen)
+        flat = np.flatnonzero(chosen)
+        row, place = np.divmod(flat, SEQUENCE_TOKENS)
         corrupted = ids.copy()
-        corrupted[chosen] = shown_ids(
-            ids[chosen], row, place, sample, rule, mask_id=special.mask, pieces=pieces, seed=1, stream=1
+        corrupted.ravel()[flat] = shown_ids(
+            ids.ravel()[flat], row, place, sample, rule, mask_id=special.mask, pieces=pieces, seed=1, stream=1
         )
         return int(labels.size)
 
