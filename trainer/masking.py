@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from disentangled.trainer.hashing import GOLDEN, GOLDEN_32, hash_words, mix, mix_32
+from disentangled.trainer.hashing import GOLDEN_32, hash_words, mix, mix_32
 
 MaskingUnit = Literal["token", "word", "span", "windowed_legacy"]
 MASKING_UNITS: tuple[str, ...] = get_args(MaskingUnit)
@@ -104,10 +104,15 @@ def shown_ids(
     """
     if rule.mask_share >= 1.0:
         return np.full(ids.size, mask_id, dtype=np.int64)
-    draws = hash_words(seed, stream, SHOWN, sample[row], place)
-    share = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    row_seeds = hash_words(seed, stream, SHOWN, sample)
+    low, high = row_seeds.astype(np.uint32), (row_seeds >> np.uint64(32)).astype(np.uint32)
+    draws = mix_32(low[row] + place.astype(np.uint32) * GOLDEN_32) ^ high[row]
+    share = draws * 2.0**-32
     first, stop = pieces
-    other = first + (mix(draws + GOLDEN) % np.uint64(stop - first)).astype(np.int64)
+    # A number below stop - first, as the high half of a product.
+    other = first + ((mix_32(draws.copy()).astype(np.uint64) * np.uint64(stop - first)) >> np.uint64(32)).astype(
+        np.int64
+    )
     return np.where(share < rule.mask_share, mask_id, np.where(share < rule.mask_share + rule.random_share, other, ids))
 
 
