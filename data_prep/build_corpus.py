@@ -9,7 +9,7 @@ whichever process is free (task_pool.py); where more must be known of the whole 
 killed and started again: then it goes on from the units that are committed. Memory does not grow with the corpus.
 
 Used by: the command line, tests. Tested by: tests/data_prep/test_build_corpus.py, test_build_corpus_command.py,
-test_build_ranks.py. Not here: remote files.
+test_build_ranks.py. Not here: writing to object stores.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from disentangled.data_prep.describe_dataset import describe_dataset
 from disentangled.data_prep.encode_text import CHUNKING
 from disentangled.data_prep.encode_unit import EncodedUnit, EncodeJob, UnitRecord, reload_unit
 from disentangled.data_prep.find_inputs import TextFile, find_grouped_files
+from disentangled.data_prep.input_store import open_file
 from disentangled.data_prep.prepare_text import prepare_text
 from disentangled.data_prep.prepared_text import PreparedText
 from disentangled.data_prep.read_unit import BAD_TEXT, EMPTY
@@ -222,7 +223,7 @@ def _refuse_empty_splits(
 
 
 def _describe_input(file: TextFile) -> InputRecord:
-    with file.path.open("rb") as stored:
+    with open_file(file.path) as stored:
         return InputRecord(file.name, file.size_bytes, xxhash.xxh3_128_hexdigest(stored.read(_HEAD_BYTES)))
 
 
@@ -237,7 +238,7 @@ def _describe_plan(
     return {
         "sources": [{"name": source.name, "weight": source.weight} for source in sources],
         "inputs": [
-            {**dataclasses.asdict(record), "modified_ns": file.modified_ns}
+            {**dataclasses.asdict(record), "modified_ns": file.stamp.modified_ns, "tag": file.stamp.tag}
             for record, file in zip(inputs, flat, strict=True)
         ],
         "files": [[file.name for file in group] for group in files],

@@ -111,7 +111,7 @@ def parse_options(arguments: Sequence[str] | None) -> BuildOptions:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add what is read and where it goes."""
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--input", nargs="+", metavar="PATH", help=f"{KNOWN_NAMES}; or folders or globs of these")
+    inputs.add_argument("--input", nargs="+", metavar="PATH", help=f"{KNOWN_NAMES}; or folders, globs or URLs of these")
     inputs.add_argument(
         "--sources", metavar="TOML", help="a file of named inputs with weights, see docs/data_format.md"
     )

@@ -145,7 +145,8 @@ def reload_unit(directory: Path, unit: Unit, num_pieces: int, skip_bad_text: boo
     counts = np.zeros((len(SPLITS), num_pieces), dtype=np.int64)
     for shard in record.shards:
         try:
-            tokens = open_shard(directory, shard).tokens
+            # all of it is read here anyway: a checksum on the way costs little
+            tokens = open_shard(directory, shard, "checksum").tokens
         except ValueError:
             return None
         counts[SPLITS.index(shard.split)] += count_pieces(tokens, num_pieces)

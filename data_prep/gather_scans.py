@@ -119,6 +119,8 @@ def _list_copies(
 ) -> npt.NDArray[np.int64]:
     """Return the table of PreparedText.copies."""
     rows = np.flatnonzero(kinds != NONE)
+    if not len(rows):
+        return np.empty((0, COLUMNS), dtype=np.int64)
     units = np.array([scan.unit.index for scan in scans], dtype=np.int64)
     table = np.empty((len(rows), COLUMNS), dtype=np.int64)
     table[:, 0] = units[np.searchsorted(first_rows, rows, side="right") - 1]

@@ -6,6 +6,7 @@ Used by: read_unit.py. Tested by: tests/data_prep/test_read_unit.py.
 from collections.abc import Iterator
 
 from disentangled.data_prep.find_inputs import TABLE_CONTAINERS, TextFile
+from disentangled.data_prep.input_store import stamp_file
 from disentangled.data_prep.read_table import read_rows
 from disentangled.data_prep.read_text import BadText, Document, read_documents
 from disentangled.data_prep.work_units import Part
@@ -22,7 +23,10 @@ def read_part(part: Part, text_field: str, bad_text: BadText) -> Iterator[Docume
 
 
 def _refuse_changed(file: TextFile) -> None:
-    status = file.path.stat()
-    if (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.modified_ns):
-        rule = "changed since the build began (its size or time differs)"
+    try:
+        stamp = stamp_file(file.path)
+    except FileNotFoundError:
+        stamp = None
+    if stamp != file.stamp:
+        rule = "changed since the build began (its size or time differs)" if stamp else "gone since the build began"
         raise ValueError(f"{file.path}: {rule}: remove the output and build again from inputs that stay as they are")

@@ -10,11 +10,13 @@ Not here: compressed tables (both formats compress inside), nested columns.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disentangled.data_prep.find_inputs import TextFile
+from disentangled.data_prep.input_store import open_file
 from disentangled.data_prep.read_text import WHOLE, BadText, Document, tidy_text
 
 # rows of one step: a few MiB of ordinary documents
@@ -48,13 +50,13 @@ def read_rows(
 
 def row_group_sizes(file: TextFile) -> list[int]:
     """Return the decompressed bytes of each row group of a .parquet file; ValueError if it is none."""
-    with _naming(file), pq.ParquetFile(file.path) as table:
+    with _naming(file), open_file(file.path) as stored, pq.ParquetFile(stored) as table:
         return [table.metadata.row_group(index).total_byte_size for index in range(table.num_row_groups)]
 
 
 def _read_parquet(file: TextFile, text_field: str, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (first row, batch) of the row groups [start, stop)."""
-    with pq.ParquetFile(file.path) as table:
+    with open_file(file.path) as stored, pq.ParquetFile(stored) as table:
         _check_column(file, table.schema_arrow, text_field)
         row = sum(table.metadata.row_group(group).num_rows for group in range(start))
         groups = list(range(start, min(stop, table.num_row_groups)))
@@ -65,7 +67,8 @@ def _read_parquet(file: TextFile, text_field: str, start: int, stop: int) -> Ite
 
 def _read_arrow(file: TextFile) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (first row, batch) of an IPC file or stream."""
-    with pa.memory_map(str(file.path)) as mapped:
+    # a local file is mapped: its batches are then not copied
+    with pa.memory_map(str(file.path)) if isinstance(file.path, Path) else open_file(file.path) as mapped:
         is_file = mapped.read(len(_FILE_MAGIC)) == _FILE_MAGIC
         if not is_file:
             mapped.seek(max(file.size_bytes - len(_END_OF_STREAM), 0))

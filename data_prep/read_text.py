@@ -24,12 +24,12 @@ import re
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from disentangled.data_prep.find_inputs import TextFile
+from disentangled.data_prep.input_store import InputPath, open_stream
 
 # 1 MiB: larger blocks read no faster (zstd gives about 1 GB/s, SentencePiece takes about 25 MB/s)
 BLOCK_BYTES = 1 << 20
@@ -59,7 +59,7 @@ class BadText:
     skip: bool = False
     faults: list[tuple[int, str]] = field(default_factory=list)
 
-    def meet(self, path: Path, start_byte: int, fault: str) -> None:
+    def meet(self, path: InputPath, start_byte: int, fault: str) -> None:
         """Raise ValueError for the fault, or note it where bad text is skipped."""
         if not self.skip:
             raise ValueError(f"{path}: {fault}: correct it, or pass --on-bad-text skip")
@@ -116,8 +116,7 @@ def _read_range(file: TextFile, start: int, stop: int, block_bytes: int) -> Iter
 
 def _read_blocks(file: TextFile, begin: int, block_bytes: int) -> Iterator[bytes]:
     """Yield the decompressed content of a file from byte `begin` on, at most block_bytes at a time."""
-    with pa.OSFile(str(file.path)) as stored:
-        stored.seek(begin)
+    with open_stream(file.path, begin) as stored:
         stream: Any = stored
         if file.compression == "xz":
             stream = lzma.LZMAFile(stored)  # noqa: SIM115  (it holds nothing but the file that is closed here)
@@ -135,7 +134,7 @@ def _read_blocks(file: TextFile, begin: int, block_bytes: int) -> Iterator[bytes
 
 
 def _split_records(
-    blocks: Iterator[bytes], begin: int, separator: re.Pattern[bytes], path: Path
+    blocks: Iterator[bytes], begin: int, separator: re.Pattern[bytes], path: InputPath
 ) -> Generator[tuple[int, bytes], None, None]:
     """Yield (first byte, content) of what lies between separators, without the white space around it.
 

@@ -1,8 +1,8 @@
 """Signatures of texts by which near-duplicates are found: MinHash of what a text is made of, and keys to look up by.
 
-A text in lower case and without blanks and line ends is taken as the set of its shingles: all runs of 12 bytes of UTF-8.
-Bytes and not words or characters, so that no language is favoured: 12 are two words of English, four characters of
-Chinese. The share of equal numbers in two signatures estimates the Jaccard similarity of the sets, with a standard
+A text, in lower case and without blanks and line ends, is taken as the set of its shingles: all runs of 12 bytes of
+UTF-8. Bytes and not words or characters, so that no language is favoured: 12 are two words of English, four characters
+of Chinese. The share of equal numbers in two signatures estimates the Jaccard similarity of the sets, with a standard
 error of 0.035 at 0.8 (arXiv 2107.06499 section 4.2 does the same with words).
 
 Signatures are cut into bands. Texts that agree on a whole band are compared, others never: the bands are as long as

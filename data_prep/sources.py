@@ -3,7 +3,7 @@
     [[source]]
     name = "sw"
     weight = 1.0                     # left out: 1
-    input = ["sw/*.txt.zst"]         # files, folders, globs; relative to the TOML file
+    input = ["sw/*.txt.zst"]         # files, folders, globs, URLs; relative to the TOML file
 
 A source has its own shards. Its weight multiplies its share of the tokenizer's sample, and the manifest hands it on to
 the trainer. Without such a file there is one source, `text`.
@@ -18,6 +18,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from disentangled.data_prep.input_store import parse_url
 
 DEFAULT_NAME = "text"
 _KEYS = ("name", "weight", "input")
@@ -52,7 +54,11 @@ def load_sources(path: str | Path) -> tuple[Source, ...]:
         raise ValueError(f"{path}: the weights sum to nothing: give at least one source a weight above 0")
     folder = os.path.dirname(path)
     return tuple(
-        Source(source.name, source.weight, tuple(os.path.join(folder, name) for name in source.inputs))
+        Source(
+            source.name,
+            source.weight,
+            tuple(name if parse_url(name) else os.path.join(folder, name) for name in source.inputs),
+        )
         for source in sources
     )
 

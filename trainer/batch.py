@@ -197,7 +197,8 @@ class BatchBuilder:
         masked = self._choose_masked(rows, samples)
         ids = np.full(self._micro_sequences * row_tokens, special.pad, dtype=np.int64)
         ids[: int(live_of_row.sum())] = rows[is_live]
-        row, token = np.divmod(np.flatnonzero(masked), row_tokens)
+        chosen = np.flatnonzero(masked)
+        row, token = np.divmod(chosen, row_tokens)
         return MaskedBatch.join(
             original_ids=ids,
             cu_seqlens=np.concatenate([[0], ends]).astype(np.int64),
@@ -205,7 +206,7 @@ class BatchBuilder:
             document_first_token=first_token,
             masked_rows=token + (np.cumsum(live_of_row) - live_of_row)[row],
             masked_ids=shown_ids(
-                rows[masked], row, token, samples, self._masking,
+                rows.ravel()[chosen], row, token, samples, self._masking,
                 mask_id=special.mask, pieces=self._pieces, seed=self._seed, stream=self._masking_stream,
             ),
             max_seqlen=row_tokens,

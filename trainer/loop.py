@@ -24,9 +24,10 @@ from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.interrupt import Interrupt
 from disentangled.trainer.loader import BatchLoader, DataError
 from disentangled.trainer.metrics import MetricLog, MetricSums
-from disentangled.trainer.optim import learning_rate_factor, peak_learning_rates
+from disentangled.trainer.optim import peak_learning_rates
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.run_config import RunConfig, to_dict
+from disentangled.trainer.schedule import learning_rate_factor
 
 
 @dataclass

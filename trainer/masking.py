@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from disentangled.trainer.hashing import GOLDEN, hash_words, mix
+from disentangled.trainer.hashing import GOLDEN, GOLDEN_32, hash_words, mix, mix_32
 
 MaskingUnit = Literal["token", "word", "span", "windowed_legacy"]
 MASKING_UNITS: tuple[str, ...] = get_args(MaskingUnit)
@@ -33,6 +33,7 @@ MAX_WORD_PIECES = 10
 # what a hash is for
 CHOICE, GLUE, SHOWN = 0, 1, 2
 PLACE_BITS = 16
+LARGEST = np.uint32(0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,21 @@ def choose_masked(
         is_word_start: [B, T], True where a word or a document begins; only words and spans need it.
         sample: [B], the rows' global sample indices.
     """
+    if not is_candidate.any():
+        return np.zeros_like(is_candidate)
     if rule.unit == "windowed_legacy":
         return _choose_in_windows(is_candidate, sample, rule.probability, seed, stream)
     quota = np.maximum(1, np.rint(rule.probability * is_candidate.sum(axis=1))).astype(np.int64)
-    keys = _token_hashes(sample, is_candidate.shape[1], seed, stream, CHOICE)
+    row_seeds = hash_words(seed, stream, CHOICE, sample)
     if rule.unit == "token":
-        return _choose_tokens(is_candidate, keys, quota)
+        return _choose_tokens(is_candidate, row_seeds, quota)
     assert is_word_start is not None, "units of words need to know where words begin"
-    starts = _unit_starts(is_candidate, is_word_start, MAX_WORD_PIECES)
+    follows = _follows_candidate(is_candidate)
+    starts, sizes = _words(is_candidate, is_word_start, follows)
     if rule.unit == "span":
-        goes_on = _token_hashes(sample, is_candidate.shape[1], seed, stream, GLUE) >= np.uint64(SPAN_STOP * 2**64)
-        starts = _join_words(is_candidate, starts, goes_on, rule.max_span_words)
-    return _choose_units(is_candidate, starts, keys, quota)
+        glue_seeds = hash_words(seed, stream, GLUE, sample)
+        starts, sizes = _spans(starts, sizes, follows, glue_seeds, rule.max_span_words)
+    return _choose_units(starts, sizes, row_seeds, quota)
 
 
 def shown_ids(
@@ -107,82 +111,112 @@ def shown_ids(
     return np.where(share < rule.mask_share, mask_id, np.where(share < rule.mask_share + rule.random_share, other, ids))
 
 
-def _token_hashes(
-    sample: NDArray[np.int64], row_tokens: int, seed: int, stream: int, purpose: int
-) -> NDArray[np.uint64]:
-    """A random word for each token of each row [B, T]."""
-    steps = np.arange(1, row_tokens + 1, dtype=np.uint64) * GOLDEN
-    return mix(hash_words(seed, stream, purpose, sample)[:, None] + steps)
+def _draws(row_seeds: NDArray[np.uint64], row_tokens: int) -> NDArray[np.uint32]:
+    """A random word for each token of each row, [B, T]."""
+    low, high = row_seeds.astype(np.uint32), (row_seeds >> np.uint64(32)).astype(np.uint32)
+    steps = np.arange(row_tokens, dtype=np.uint32) * GOLDEN_32
+    words: NDArray[np.uint32] = mix_32(low[:, None] + steps)
+    words ^= high[:, None]
+    return words
 
 
 def _choose_tokens(
-    is_candidate: NDArray[np.bool_], keys: NDArray[np.uint64], quota: NDArray[np.int64]
+    is_candidate: NDArray[np.bool_], row_seeds: NDArray[np.uint64], quota: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """The candidates with the smallest keys, `quota` of each row."""
-    keys = np.where(is_candidate, keys, np.uint64(0xFFFFFFFFFFFFFFFF))
-    partly_sorted = np.partition(keys, np.unique(quota) - 1, axis=1)  # in place at those columns
-    last = np.take_along_axis(partly_sorted, quota[:, None] - 1, axis=1)
-    chosen: NDArray[np.bool_] = (keys <= last) & is_candidate
+    """The candidates with the smallest words, `quota` of each row."""
+    words = np.where(is_candidate, _draws(row_seeds, is_candidate.shape[1]), LARGEST)
+    last = np.take_along_axis(_smallest(words, int(quota.max())), quota[:, None] - 1, axis=1)
+    chosen: NDArray[np.bool_] = (words <= last) & is_candidate
+    # Two words of a row are equal once in some 10^7 rows, at the quota's end: the later place goes.
+    for row in np.flatnonzero(chosen.sum(axis=1) > quota).tolist():
+        ties = np.flatnonzero(chosen[row] & (words[row] == last[row]))
+        chosen[row, ties[quota[row] - chosen[row].sum() :]] = False
     return chosen
 
 
-def _unit_starts(
-    is_candidate: NDArray[np.bool_], is_word_start: NDArray[np.bool_], most_pieces: int
-) -> NDArray[np.bool_]:
-    """Where units begin: with a word, after what is no candidate, and within words that are too long."""
-    starts = is_candidate & (is_word_start | ~_follows_candidate(is_candidate))
-    places = np.arange(is_candidate.shape[1])
-    since: NDArray[np.int64] = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
-    return starts | (is_candidate & (since % most_pieces == 0))
+def _smallest(words: NDArray[np.uint32], number: int) -> NDArray[np.uint32]:
+    """The `number` smallest of each row, ascending."""
+    return np.sort(np.partition(words, number - 1, axis=1)[:, :number], axis=1)
 
 
-def _join_words(
-    is_candidate: NDArray[np.bool_], starts: NDArray[np.bool_], goes_on: NDArray[np.bool_], most_words: int
-) -> NDArray[np.bool_]:
-    """Where spans begin: at words that the one before does not go on to; no span has more than `most_words`."""
-    breaks = starts & (~goes_on | ~_follows_candidate(is_candidate))
-    word = np.cumsum(starts, axis=1)
-    since: NDArray[np.int64] = word - np.maximum.accumulate(np.where(breaks, word, 0), axis=1)
-    return starts & (since % most_words == 0)
+def _words(
+    is_candidate: NDArray[np.bool_], is_word_start: NDArray[np.bool_], follows: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Where words begin [B, T], and their tokens, at the place of the first one [B * T]; elsewhere it means nothing.
+
+    A word does not go on behind what is no candidate. Parts of words that are too long count as words.
+    """
+    starts = is_candidate & (is_word_start | ~follows)
+    edges = starts | (follows & ~is_candidate)  # where a word begins or ends
+    edges[:, 0] = True
+    places = np.flatnonzero(edges)
+    sizes = np.zeros(edges.size, dtype=np.int64)
+    sizes[places] = np.diff(places, append=edges.size)
+    too_long = np.flatnonzero((sizes > MAX_WORD_PIECES) & starts.ravel())
+    if too_long.size:
+        parts = -(-sizes[too_long] // MAX_WORD_PIECES)
+        part = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+        places = np.repeat(too_long, parts) + part * MAX_WORD_PIECES
+        sizes[places] = np.minimum(MAX_WORD_PIECES, np.repeat(sizes[too_long], parts) - part * MAX_WORD_PIECES)
+        starts.ravel()[places] = True
+    return starts, sizes
+
+
+def _spans(
+    starts: NDArray[np.bool_],
+    sizes: NDArray[np.int64],
+    follows: NDArray[np.bool_],
+    row_seeds: NDArray[np.uint64],
+    most_words: int,
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Neighbouring words joined, until one stops a span or there are `most_words`: as _words gives words."""
+    words = np.flatnonzero(starts)
+    stops = _draws(row_seeds, starts.shape[1]) < np.uint32(SPAN_STOP * 2**32)
+    begins = (stops | ~follows).ravel()[words]
+    number = np.arange(words.size)
+    since = number - np.maximum.accumulate(np.where(begins, number, 0))
+    spans = np.flatnonzero(since % most_words == 0)
+    joined, places = np.zeros_like(starts), words[spans]
+    joined.ravel()[places] = True
+    sizes[places] = np.add.reduceat(sizes[words], spans)
+    return joined, sizes
 
 
 def _follows_candidate(is_candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether the token before is a candidate: units do not reach over special tokens."""
+    """Whether the token before, in the same row, is a candidate."""
     follows = np.zeros_like(is_candidate)
     follows[:, 1:] = is_candidate[:, :-1]
     return follows
 
 
 def _choose_units(
-    is_candidate: NDArray[np.bool_],
-    starts: NDArray[np.bool_],
-    keys: NDArray[np.uint64],
-    quota: NDArray[np.int64],
+    starts: NDArray[np.bool_], sizes: NDArray[np.int64], row_seeds: NDArray[np.uint64], quota: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Units in the order of their first token's key, to the quota. The last, of which only a part is within the quota,
-    is taken with that part as its probability: the quota is then the mean of what is taken.
+    """Units in random order, to the quota of each row.
+
+    The last, of which only a part is within the quota, is taken with that part as its probability: the quota is then
+    the mean of what is taken.
     """
     num_rows, row_tokens = starts.shape
     if row_tokens > 1 << PLACE_BITS:
         raise ValueError(f"rows of {row_tokens} tokens: words are masked in rows of at most {1 << PLACE_BITS}")
-    unit = np.cumsum(starts, axis=1) + np.arange(num_rows)[:, None] * (row_tokens + 1)
-    unit[~is_candidate] = 0
-    sizes = np.bincount(unit.ravel(), minlength=num_rows * (row_tokens + 1) + 1)
-    # The place in the low bits: sorting keys sorts places, and no two keys are equal.
-    low = np.uint64((1 << PLACE_BITS) - 1)
-    keyed = np.where(starts, (keys & ~low) | np.arange(row_tokens, dtype=np.uint64), np.uint64(0xFFFFFFFFFFFFFFFF))
-    keyed.sort(axis=1)
-    exists = np.arange(row_tokens) < starts.sum(axis=1)[:, None]
-    place = np.where(exists, keyed & low, 0).astype(np.int64)
-    in_order = np.take_along_axis(unit, place, axis=1)
-    size = np.where(exists, sizes[in_order], 0)
-    total = np.cumsum(size, axis=1)
-    chance = (mix(keys[:, :1]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    taken = exists & (total - size + chance * size < quota[:, None])
-    is_chosen = np.zeros(sizes.size, dtype=bool)
-    is_chosen[in_order[taken]] = True
-    chosen: NDArray[np.bool_] = is_chosen[unit] & is_candidate
-    return chosen
+    # The place in the low bits: sorting words sorts places, and no two of a row are equal.
+    low = np.uint32((1 << (row_tokens - 1).bit_length()) - 1)
+    words = (_draws(row_seeds, row_tokens) >> np.uint32(1)) & ~low
+    words |= np.arange(row_tokens, dtype=np.uint32)
+    # All else behind them, as different words: what is equal slows a partition down.
+    words |= (~starts).astype(np.uint32) << np.uint32(31)
+    words = _smallest(words, min(int(quota.max()), row_tokens))  # no row needs more units than tokens
+    exists = words < np.uint32(1 << 31)
+    first = np.where(exists, words & low, 0) + np.arange(num_rows)[:, None] * row_tokens
+    size = np.where(exists, sizes[first], 0)
+    before = np.cumsum(size, axis=1) - size
+    chance = (mix(row_seeds) >> np.uint64(11)).astype(np.float64)[:, None] * 2.0**-53
+    taken = exists & (before + chance * size < quota[:, None])
+    begin, length = first[taken], size[taken]
+    chosen = np.zeros(starts.size, dtype=bool)
+    chosen[np.arange(length.sum()) + np.repeat(begin - (np.cumsum(length) - length), length)] = True
+    return chosen.reshape(starts.shape)
 
 
 def _choose_in_windows(

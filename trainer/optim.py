@@ -1,15 +1,15 @@
-"""Parameter groups, AdamW and the learning-rate schedule.
+"""Parameter groups, AdamW and its peak learning rates.
 
 What: GDES is two sets of parameters, {E_G, theta_G} and {E_Delta, theta_D}, one per engine; each set is split into
-weights that decay and weights that do not (biases and LayerNorm weights, as in the original). The learning rate
-follows our own global step, never an engine's: a skipped step does not shift the schedule.
+weights that decay and weights that do not (biases and LayerNorm weights, as in the original).
 Used by: trainer/engine.py, trainer/rtd_step.py. Tested by tests/trainer/test_optim.py.
+Not here: how the rate moves (schedule.py).
 """
 
 import torch
 from torch import nn
 
-from disentangled.trainer.run_config import OptimizerSection, ScheduleSection
+from disentangled.trainer.run_config import OptimizerSection
 
 
 def decays(name: str) -> bool:
@@ -25,13 +25,6 @@ def build_optimizer(model: nn.Module, section: OptimizerSection, learning_rate: 
         {"name": "no_decay", "params": [p for n, p in named if not decays(n)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(section.beta1, section.beta2), eps=section.epsilon)
-
-
-def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
-    """The share of the peak rate that update number `step` (0 for the first) uses: up over warm-up, then down to 0."""
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    return (schedule.total_steps - step) / max(1, schedule.total_steps - schedule.warmup_steps)
 
 
 def peak_learning_rates(section: OptimizerSection) -> tuple[float, float]:

@@ -23,8 +23,9 @@ from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.metrics import MetricSums
-from disentangled.trainer.optim import learning_rate_factor, peak_learning_rates
+from disentangled.trainer.optim import peak_learning_rates
 from disentangled.trainer.run_config import RunConfig
+from disentangled.trainer.schedule import learning_rate_factor
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.trainer.key_owners import check_recipe_key
 from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
 from disentangled.trainer.packing import PACKINGS
+from disentangled.trainer.schedule import SCHEDULES, ScheduleSection
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # what a later launch of the same run may change: where it runs and what it reports, never what it computes
@@ -112,14 +113,6 @@ class OptimizerSection:
 
 
 @dataclass(frozen=True)
-class ScheduleSection:
-    """Linear warm-up, then linear decay to zero at total_steps."""
-
-    total_steps: int = 500_000
-    warmup_steps: int = 10_000
-
-
-@dataclass(frozen=True)
 class LogSection:
     """How often a line is written."""
 
@@ -187,7 +180,7 @@ class RunConfig:
         ):
             if get_key(self, key) < 0:
                 raise ValueError(f"{key} is {get_key(self, key)}: it must not be negative")
-        for key, known in (("data.packing", PACKINGS), ("masking.unit", MASKING_UNITS)):
+        for key, known in (("data.packing", PACKINGS), ("masking.unit", MASKING_UNITS), ("schedule.kind", SCHEDULES)):
             if get_key(self, key) not in known:
                 raise ValueError(f"{key} is {get_key(self, key)!r}: it must be one of {', '.join(known)}")
         mask_share, random_share = self.masking.mask_share, self.masking.random_share
@@ -204,6 +197,13 @@ class RunConfig:
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}: it must lie between 0 and "
                 f"schedule.total_steps ({self.schedule.total_steps})"
             )
+        if not 0 <= self.schedule.decay_steps <= self.schedule.total_steps:
+            raise ValueError(
+                f"schedule.decay_steps is {self.schedule.decay_steps}: it must lie between 0 and schedule.total_steps "
+                f"({self.schedule.total_steps})"
+            )
+        if not 0 <= self.schedule.final_factor <= 1:
+            raise ValueError(f"schedule.final_factor is {self.schedule.final_factor}: it must lie between 0 and 1")
         if not 4 <= self.data.sequence_length <= self.model.max_position_embeddings:
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}: it must lie between 4 and "

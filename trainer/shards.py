@@ -5,6 +5,7 @@ checksum verified, and copies the tokens of many rows at once. It knows no order
 Used by: trainer/batch.py, plan.py. Tested by tests/trainer/test_shards.py.
 """
 
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +19,9 @@ from disentangled.trainer.dataset import Dataset
 from disentangled.trainer.mixture import SourceSize
 from disentangled.trainer.packing import Packing
 from disentangled.trainer.window_plan import PlanKey, load_or_compute_plan
+
+# Mean tokens of a piece from which copying piece by piece takes less time than one gather.
+LONG_PIECES = 64
 
 
 @dataclass(frozen=True)
@@ -98,23 +102,24 @@ class WindowStore:
         )
 
     def copy_tokens(self, pieces: Pieces, out: NDArray[Any], places: NDArray[np.int64]) -> None:
-        """Write each piece's tokens to out[places[i]], out[places[i] + 1], ...: one gather for each shard.
+        """Write each piece's tokens to out[places[i]], out[places[i] + 1], ...: one gather for each shard, or copies.
 
         Raises:
             ValueError: a shard is damaged, which is found when it is first opened; the line names it.
         """
         order = np.argsort(pieces.shard, kind="stable")
-        shard, length = pieces.shard[order], pieces.length[order]
-        ends = np.cumsum(length)
-        if not ends.size:
+        shard, start, length, place = pieces.shard[order], pieces.start[order], pieces.length[order], places[order]
+        if length.sum() > LONG_PIECES * length.size:
+            for index, begin, size, target in zip(*(x.tolist() for x in (shard, start, length, place)), strict=True):
+                out[target : target + size] = self._shard(index).tokens[begin : begin + size]
             return
-        run = np.arange(ends[-1])
-        source = run + np.repeat(pieces.start[order] - (ends - length), length)
-        target = run + np.repeat(places[order] - (ends - length), length)
-        cuts = np.flatnonzero(np.diff(shard)) + 1
-        bounds = [0, *(ends[cuts - 1].tolist()), run.size]
-        for index, begin, end in zip(shard[np.append(0, cuts)].tolist(), bounds[:-1], bounds[1:], strict=True):
-            out[target[begin:end]] = self._shard(index).tokens[source[begin:end]]
+        ends = np.cumsum(length)
+        run = np.arange(ends[-1] if ends.size else 0)
+        source, goal = (run + np.repeat(x - (ends - length), length) for x in (start, place))
+        firsts = np.flatnonzero(np.diff(shard, prepend=-1))
+        bounds = [*(ends - length)[firsts].tolist(), run.size]
+        for index, (begin, stop) in zip(shard[firsts].tolist(), itertools.pairwise(bounds), strict=True):
+            out[goal[begin:stop]] = self._shard(index).tokens[source[begin:stop]]
 
     def open_all(self) -> None:
         """Open and verify every shard now.

@@ -5,9 +5,9 @@ bucket is gone from everything that follows: a tile of scores meets a window of 
 are saturated (one slot for every distance past `last_left`, one for every distance past `last_right`), so the rows
 between them, with a margin for the tiles that straddle an end, serve any length.
 
-Rows are multiplied by PRESCALE, a power of two and therefore exact: see Scales in launch.py.
+Rows are multiplied by PRESCALE, a power of two and therefore exact: see Scales in attention_call.py.
 Shapes: N heads, R = 2k rows of a table, U rows of an expanded table, H head width.
-Used by: launch.py. Tested by: tests/kernels/test_distance_tables.py.
+Used by: attention_call.py, launch.py. Tested by: tests/kernels/test_distance_tables.py.
 Not here: which slot a distance has (log_bucket.py).
 """
 

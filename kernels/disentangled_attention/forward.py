@@ -3,7 +3,7 @@
 Scores, kept in units of PRESCALE (a power of two, so exact), are one product with the position terms as its
 accumulator; softmax is online, in base 2. No tensor of the scores' size exists: a program has its scratch for one tile.
 Used by: launch.py. Tested by: tests/kernels/test_triton_attention.py.
-Not here: gradients (backward.py); tile sizes and pointers (launch.py).
+Not here: gradients (backward.py); pointers (attention_call.py); tile sizes (tile_sizes.py).
 """
 
 import triton

@@ -20,7 +20,7 @@ from disentangled.kernels.disentangled_attention.dropout import AttentionDropout
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
 if TYPE_CHECKING:
-    from disentangled.kernels.disentangled_attention.launch import Problem
+    from disentangled.kernels.disentangled_attention.attention_call import Problem
 
 # An unsigned seed of 64 bits is passed as the signed number of the same bits. Probability 0 is no dropout.
 _ARGUMENTS = (
@@ -88,7 +88,7 @@ def _problem(
     stream: int,
     layer: int,
 ) -> "Problem":
-    from disentangled.kernels.disentangled_attention.launch import Problem
+    from disentangled.kernels.disentangled_attention.attention_call import Problem
 
     dropout = None
     if sample is not None and first_token is not None:

@@ -8,7 +8,7 @@ import torch
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
 pytest.importorskip("triton")
-from disentangled.kernels.disentangled_attention import launch
+from disentangled.kernels.disentangled_attention import attention_call, tile_sizes
 from disentangled.kernels.disentangled_attention.distance_tables import distance_table, expand_kernel, fold_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,12 +110,12 @@ def test_every_row_that_a_call_can_reach_is_expanded(
     buckets: int, longest: int, num_queries: int, num_keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far tiles read both ends of the table, tiles near the diagonal all distances that tiles have."""
-    choose, block = launch.config, 16
-    monkeypatch.setattr(launch, "config", lambda *arguments: replace(choose(*arguments), block=block))
+    choose, block = tile_sizes.config, 16
+    monkeypatch.setattr(tile_sizes, "config", lambda *arguments: replace(choose(*arguments), block=block))
     query, key = (torch.zeros(1, tokens, 1, 16, device=DEVICE) for tokens in (num_queries, num_keys))
     positions = Positions(buckets, longest)
     table = torch.ones(1, 2 * positions.att_span, 16, device=DEVICE)
-    call = launch._Call(query, key, key, table, table, launch.Problem(positions, 0.25), "forward")
+    call = attention_call.Call(query, key, key, table, table, attention_call.Problem(positions, 0.25), "forward")
     assert call.table is not None
     needed = torch.zeros(call.table.num_rows, dtype=torch.bool)
     if call.has_far:

@@ -19,7 +19,7 @@ from disentangled.kernels.disentangled_attention.log_bucket import Positions
 from tests.kernels.attention_case import NAMES, AttentionCase, attention_case, cumulative_lengths
 
 pytest.importorskip("triton")
-from disentangled.kernels.disentangled_attention import launch
+from disentangled.kernels.disentangled_attention import launch, tile_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.float16
@@ -28,8 +28,8 @@ slow = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = launch.config
-    monkeypatch.setattr(launch, "config", lambda *arguments: replace(choose(*arguments), block=16))
+    choose = tile_sizes.config
+    monkeypatch.setattr(tile_sizes, "config", lambda *arguments: replace(choose(*arguments), block=16))
 
 
 def case_of(num_queries: int, num_keys: int | None = None, **keywords: object) -> AttentionCase:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from disentangled.trainer.hashing import GOLDEN, hash_words, mix
+from disentangled.trainer.hashing import GOLDEN, hash_words, mix, mix_32
 
 
 def test_mix_is_the_finaliser_of_splitmix64() -> None:
@@ -39,3 +39,8 @@ def test_hash_words_flips_half_the_bits(bit: int) -> None:
     changed = hash_words(1, numbers) ^ hash_words(1, numbers ^ (np.uint64(1) << np.uint64(bit)))
     flipped = np.unpackbits(changed.view(np.uint8)).mean()
     assert flipped == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(4096 * 64))
+
+
+def test_mix_32_is_murmurs_finaliser() -> None:
+    # fmix32 as published; 0 is its one fixed point
+    assert mix_32(np.array([0, 1, 0xDEADBEEF], dtype=np.uint32)).tolist() == [0, 0x514E28B7, 0x0DE5C6A9]

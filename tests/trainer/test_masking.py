@@ -6,10 +6,12 @@ import pytest
 from numpy.typing import NDArray
 
 from disentangled.kernels.counter_rng import Stream
+from disentangled.trainer.hashing import hash_words
 from disentangled.trainer.masking import (
     MAX_WORD_PIECES,
     SPAN_STOP,
     MaskingRule,
+    _spans,
     choose_in_windows,
     choose_masked,
     shown_ids,
@@ -148,16 +150,26 @@ def test_very_long_words_are_cut() -> None:
 
 
 def test_spans_have_geometric_lengths_up_to_the_limit() -> None:
-    # words of one piece, few spans a row so that they hardly ever touch
-    tokens, most = 1000, 4
-    everything = np.ones((500, tokens), dtype=bool)
-    chosen = choose(everything, everything, unit="span", probability=0.01, max_span_words=most)
-    lengths = np.array([last - first + 1 for row in chosen for first, last in runs(row)])
-    share = np.bincount(np.minimum(lengths, most + 1), minlength=most + 2)[1:] / lengths.size
-    stops = SPAN_STOP * (1 - SPAN_STOP) ** np.arange(most - 1)
-    # Cut spans are of length `most`; behind a cut the law begins anew, so lengths keep these proportions.
-    assert np.allclose(share[: most - 1], stops, atol=0.03)
-    assert share[most] < 0.05
+    # One span after another covers every row, so the spans that a row's end cuts are left out.
+    tokens, most, rows = 1000, 4, 100
+    starts, follows = np.ones((2, rows, tokens), dtype=bool)
+    follows[:, 0] = False
+    joined, sizes = _spans(starts, np.ones(rows * tokens, np.int64), follows, hash_words(1, np.arange(rows)), most)
+    first = np.flatnonzero(joined)
+    size = sizes[first]
+    assert np.array_equal(first, np.cumsum(size) - size) and size.sum() == rows * tokens
+    lengths = size[(first + size) % tokens != 0]
+    expected = SPAN_STOP * (1 - SPAN_STOP) ** np.arange(most)
+    expected[-1] = 1 - expected[:-1].sum()
+    share = np.bincount(lengths, minlength=most + 1)[1:] / lengths.size
+    assert np.allclose(share, expected, atol=4 * np.sqrt(0.25 / lengths.size))
+
+
+def test_spans_are_masked_whole() -> None:
+    everything = np.ones((500, 1000), dtype=bool)
+    chosen = choose(everything, everything, unit="span", probability=0.01)
+    lengths = [last - first + 1 for row in chosen for first, last in runs(row)]
+    assert 2.5 < np.mean(lengths) < 5  # of geometric spans up to 10 words, 4.5; the last of a row is rather a short one
 
 
 def test_original_rule_gives_the_originals_choices() -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from disentangled.trainer.optim import build_optimizer, learning_rate_factor, peak_learning_rates
-from disentangled.trainer.run_config import OptimizerSection, ScheduleSection
+from disentangled.trainer.optim import build_optimizer, peak_learning_rates
+from disentangled.trainer.run_config import OptimizerSection
 from tests.trainer.tiny_run import build_parts, tiny_config
 
 NEVER_DECAY = ("bias", "LayerNorm.weight")
@@ -36,25 +36,6 @@ def test_parameter_sets_are_those_of_gdes(shards: Path) -> None:
     assert "deberta.embeddings.word_embeddings_delta.weight" in of_discriminator
     assert "deberta.embeddings.word_embeddings.weight" not in of_discriminator
     assert not {id(p) for p in of_generator.values()} & {id(p) for p in of_discriminator.values()}
-
-
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (5, 15 / 16), (12, 0.5), (19, 1 / 16), (20, 0.0)],
-)
-def test_learning_rate_factor_rises_over_warmup_and_falls_to_zero(step: int, factor: float) -> None:
-    # 20 steps, 4 of warm-up: the first update is not wasted at rate 0, and the last one still moves
-    assert learning_rate_factor(step, ScheduleSection(total_steps=20, warmup_steps=4)) == pytest.approx(factor)
-
-
-def test_learning_rate_factor_without_warmup_starts_at_the_peak() -> None:
-    schedule = ScheduleSection(total_steps=10, warmup_steps=0)
-    assert [learning_rate_factor(step, schedule) for step in (0, 5, 9)] == [1.0, 0.5, pytest.approx(0.1)]
-
-
-def test_learning_rate_factor_of_warmup_alone_ends_at_the_peak() -> None:
-    schedule = ScheduleSection(total_steps=4, warmup_steps=4)
-    assert [learning_rate_factor(step, schedule) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_peak_learning_rates_are_apart_only_where_asked_for() -> None:

@@ -17,8 +17,8 @@ from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.metrics import MetricSums
-from disentangled.trainer.optim import learning_rate_factor
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
+from disentangled.trainer.schedule import learning_rate_factor
 from tests.trainer.tiny_run import CPU, Parts, build_parts, tiny_config
 
 DROPOUT = ("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1")
