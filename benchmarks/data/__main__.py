@@ -152,7 +152,7 @@ def describe_text(text: Text, long_text: Text, options: argparse.Namespace) -> R
         "long_bytes": long_text.num_bytes,
         "num_pieces": our_preparation.special_ids(text.tokenizer).mask,
     }
-    return Row("text", "all parts", "all", figures=figures)
+    return Row("text", ",".join(options.parts), "all", figures=figures)
 
 
 def measure_order(dataset: Path) -> Iterator[Row]:

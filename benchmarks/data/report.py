@@ -88,7 +88,8 @@ def head_lines(rows: Sequence[Row]) -> Iterator[str]:
         if row["part"] == "text":
             facts = row["figures"]
             yield (
-                f"- text: {facts['source']}; timed on {facts['num_bytes'] / 1e6:.1f} MB in {facts['num_documents']:,} "
+                f"- text of {row['case'].replace(',', ', ')}: {facts['source']}; "
+                f"timed on {facts['num_bytes'] / 1e6:.1f} MB in {facts['num_documents']:,} "
                 f"documents, the long text is {facts['long_bytes'] / 1e6:.1f} MB; {facts['num_pieces']:,} pieces"
             )
 
