@@ -104,9 +104,7 @@ def shown_ids(
     """
     if rule.mask_share >= 1.0:
         return np.full(ids.size, mask_id, dtype=np.int64)
-    row_seeds = hash_words(seed, stream, SHOWN, sample)
-    low, high = row_seeds.astype(np.uint32), (row_seeds >> np.uint64(32)).astype(np.uint32)
-    draws = mix_32(low[row] + place.astype(np.uint32) * GOLDEN_32) ^ high[row]
+    draws = _draws(hash_words(seed, stream, SHOWN, sample)[row], place)
     share = draws * 2.0**-32
     first, stop = pieces
     # A number below stop - first, as the high half of a product.
@@ -116,12 +114,10 @@ def shown_ids(
     return np.where(share < rule.mask_share, mask_id, np.where(share < rule.mask_share + rule.random_share, other, ids))
 
 
-def _draws(row_seeds: NDArray[np.uint64], row_tokens: int) -> NDArray[np.uint32]:
-    """A random word for each token of each row, [B, T]."""
-    low, high = row_seeds.astype(np.uint32), (row_seeds >> np.uint64(32)).astype(np.uint32)
-    steps = np.arange(row_tokens, dtype=np.uint32) * GOLDEN_32
-    words: NDArray[np.uint32] = mix_32(low[:, None] + steps)
-    words ^= high[:, None]
+def _draws(row_seeds: NDArray[np.uint64], place: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """A random word for each place of a row; both broadcast."""
+    words: NDArray[np.uint32] = mix_32(row_seeds.astype(np.uint32) + place.astype(np.uint32) * GOLDEN_32)
+    words ^= (row_seeds >> np.uint64(32)).astype(np.uint32)
     return words
 
 
@@ -129,7 +125,7 @@ def _choose_tokens(
     is_candidate: NDArray[np.bool_], row_seeds: NDArray[np.uint64], quota: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """The candidates with the smallest words, `quota` of each row."""
-    words = np.where(is_candidate, _draws(row_seeds, is_candidate.shape[1]), LARGEST)
+    words = np.where(is_candidate, _draws(row_seeds[:, None], np.arange(is_candidate.shape[1])), LARGEST)
     last = np.take_along_axis(_smallest(words, int(quota.max())), quota[:, None] - 1, axis=1)
     chosen: NDArray[np.bool_] = (words <= last) & is_candidate
     # Two words of a row are equal once in some 10^7 rows, at the quota's end: the later place goes.
@@ -176,7 +172,7 @@ def _spans(
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Neighbouring words joined, until one stops a span or there are `most_words`: as _words gives words."""
     words = np.flatnonzero(starts)
-    stops = _draws(row_seeds, starts.shape[1]) < np.uint32(SPAN_STOP * 2**32)
+    stops = _draws(row_seeds[:, None], np.arange(starts.shape[1])) < np.uint32(SPAN_STOP * 2**32)
     begins = (stops | ~follows).ravel()[words]
     number = np.arange(words.size)
     since = number - np.maximum.accumulate(np.where(begins, number, 0))
@@ -207,7 +203,7 @@ def _choose_units(
         raise ValueError(f"rows of {row_tokens} tokens: words are masked in rows of at most {1 << PLACE_BITS}")
     # The place in the low bits: sorting words sorts places, and no two of a row are equal.
     low = np.uint32((1 << (row_tokens - 1).bit_length()) - 1)
-    words = (_draws(row_seeds, row_tokens) >> np.uint32(1)) & ~low
+    words = (_draws(row_seeds[:, None], np.arange(row_tokens)) >> np.uint32(1)) & ~low
     words |= np.arange(row_tokens, dtype=np.uint32)
     # All else behind them, as different words: what is equal slows a partition down.
     words |= (~starts).astype(np.uint32) << np.uint32(31)
