@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import ctypes
 import itertools
+import os
 import secrets
 import signal
 import socket
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adopt_orphans()
     if not torch.accelerator.is_available():
         say("PyTorch finds no accelerator: running on the CPU")
-    child = subprocess.Popen(build_command(deepspeed_options, trainer_arguments, launch_id), start_new_session=True)
+    environment = os.environ | {"PATH": searchable_path(os.environ.get("PATH", os.defpath))}
+    command = build_command(deepspeed_options, trainer_arguments, launch_id)
+    child = subprocess.Popen(command, env=environment, start_new_session=True)
     return wait_for_run(child, requests)
 
 
@@ -117,6 +120,15 @@ def build_command(deepspeed_options: Sequence[str], trainer_arguments: Sequence[
     if not {"--master_port", "--hostfile", "-H"} & set(named) and not DEFAULT_HOSTFILE.exists():
         command += ["--master_port", str(find_free_port())]  # several runs on one machine do not meet
     return [*command, *deepspeed_options, "--module", TRAIN_MODULE, "--launch-id", launch_id, *trainer_arguments]
+
+
+def searchable_path(path: str) -> str:
+    """PATH without folders that this user may not enter, as `su` leaves them there.
+
+    Where there is one, starting a program that does not exist fails as forbidden and not as missing, which DeepSpeed,
+    looking for numactl, does not expect.
+    """
+    return os.pathsep.join(folder for folder in path.split(os.pathsep) if os.access(folder, os.X_OK))
 
 
 def wait_for_run(child: subprocess.Popen[bytes], requests: StopRequests) -> int:

@@ -18,6 +18,7 @@ from disentangled.trainer.launch import (
     find_processes,
     is_rank,
     main,
+    searchable_path,
     split_arguments,
 )
 
@@ -187,3 +188,10 @@ def test_closed_terminal_stops_no_run_under_nohup() -> None:
     requests = StopRequests("an id that no process has")
     os.kill(os.getpid(), signal.SIGHUP)
     assert requests.received == []
+
+
+def test_path_keeps_the_folders_that_may_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbidden = tmp_path / "forbidden"
+    monkeypatch.setattr(os, "access", lambda folder, mode: mode == os.X_OK and folder != str(forbidden))
+    path = os.pathsep.join(["/usr/bin", str(forbidden), str(tmp_path)])
+    assert searchable_path(path) == os.pathsep.join(["/usr/bin", str(tmp_path)])
