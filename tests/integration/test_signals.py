@@ -31,13 +31,13 @@ def saved_step(folder: Path) -> int:
 
 
 def with_option(started: Started, *words: str) -> list[psutil.Process]:
-    """The command's processes whose command lines hold these words one after another."""
-    found = []
+    """The command's processes whose command lines hold these words one after another; not the workers they forked."""
+    found = {}
     for process in started.processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # short-lived helpers end, or are zombies, while we look
             if " ".join(words) in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                found[process.pid] = process.ppid(), process
+    return [process for parent, process in found.values() if parent not in found]
 
 
 def test_run_told_to_stop_saves_and_ends_as_if_it_had_not(straight: Path, shards: Path, tmp_path: Path) -> None:
