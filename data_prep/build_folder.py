@@ -82,6 +82,10 @@ class BuildFolder:
             for file in (self.path / split).glob("shard-*"):
                 file.unlink()
         (self.path / TOKENIZER_NAME).unlink(missing_ok=True)
+        # An earlier build that was killed may have made these; `unfinished` goes last, as it says whose the folder is.
+        for split in SPLITS:
+            with contextlib.suppress(OSError):
+                (self.path / split).rmdir()
         shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
         for folder in reversed(self._made_folders):
             with contextlib.suppress(OSError):

@@ -33,6 +33,16 @@ def test_build_that_committed_nothing_leaves_nothing(tmp_path: Path, stop: type[
     assert list(tmp_path.iterdir()) == []
 
 
+def test_build_that_goes_on_after_a_kill_and_fails_leaves_nothing(tmp_path: Path):
+    killed = BuildFolder(tmp_path / "out", PLAN)
+    killed.__enter__()  # and is gone, without a word: its folders are there, made by nobody who still runs
+    assert killed._lock is not None
+    killed._lock.close()
+    with pytest.raises(KeyboardInterrupt), BuildFolder(tmp_path / "out", PLAN):
+        raise KeyboardInterrupt
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_build_that_committed_a_unit_keeps_it_and_goes_on(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt), BuildFolder(tmp_path / "out", PLAN) as folder:
         commit_unit(folder)

@@ -80,10 +80,10 @@ def test_fifty_steps_of_triton_have_the_losses_of_the_reference(
 ) -> None:
     if not dispatch.IS_INTERPRETED:
         pytest.skip("runs on the CPU, in Triton's interpreter")
-    from disentangled.kernels.disentangled_attention import launch
+    from disentangled.kernels.disentangled_attention import tile_sizes
 
-    choose = launch.config
-    monkeypatch.setattr(launch, "config", lambda *arguments: replace(choose(*arguments), block=16))
+    choose = tile_sizes.config
+    monkeypatch.setattr(tile_sizes, "config", lambda *arguments: replace(choose(*arguments), block=16))
     assert_losses_of_the_reference(train(shards, implementation("triton")), exact, allowance)
 
 
