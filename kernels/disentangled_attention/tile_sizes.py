@@ -44,7 +44,8 @@ def config(
     if not has_room:
         return Config(block=32, num_stages=1)
     if has_dropout and (has_mask or kernel != "forward"):
-        return Config(block=32)
+        # Of narrow heads two warps hold all that four do, and draw half as often.
+        return Config(block=32, num_warps=2 if kernel == "query" and head_width <= 32 else 4)
     return Config(block=64, num_stages=1 if has_dropout or kernel == "far_key_value" else 2)
 
 
