@@ -7,8 +7,6 @@ Not measured by it: memory, other implementations, more than one GPU.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import shlex
 import subprocess
@@ -18,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.environment import describe_environment, device_name
 from disentangled.trainer.metrics import read_rows
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers")
@@ -39,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for row in run_all(options):
         failed |= row["exit_code"] != 0
-        line = json.dumps(environment() | row)
+        line = json.dumps(describe_environment(device_name(), PACKAGES, ()) | row)
         print(line, flush=True)
         with options.output.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -52,13 +49,6 @@ def run_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for recipe in options.recipes:
         for engine in options.engines:
             yield run_recipe(recipe, engine, options.shards, options.steps, options.overrides)
-
-
-def environment() -> dict[str, Any]:
-    """What every figure must carry."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"date": datetime.date.today().isoformat(), "device": device, "versions": versions}
 
 
 def run_gpu_tests() -> dict[str, Any]:

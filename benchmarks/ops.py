@@ -11,13 +11,10 @@ Tested by: tests/benchmarks/test_ops.py, at small sizes on a CPU.
 
 import argparse
 import contextlib
-import datetime
 import functools
 import gc
-import importlib.metadata
 import itertools
 import json
-import platform
 import shlex
 import signal
 import subprocess
@@ -43,6 +40,7 @@ from benchmarks.attention_problem import (
     make_problem,
     shard_text_lengths,
 )
+from benchmarks.environment import describe_environment, device_name
 from benchmarks.measure import PASSES, measure
 from benchmarks.picture import draw_picture
 from benchmarks.report import read_rows, table_lines
@@ -79,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.output or RESULTS / device_folder(device_name())
     folder.mkdir(parents=True, exist_ok=True)
     text_lengths = builtin_text_lengths() if options.shards is None else shard_text_lengths(options.shards)
-    context = environment(["python", "-m", "benchmarks.ops", *arguments])
+    context = describe_environment(device_name(), PACKAGES, ["python", "-m", "benchmarks.ops", *arguments])
     jobs, rows = plan(options), []
     for row in run_jobs(jobs, text_lengths, options.row_seconds, deadline):
         rows.append(context | row)
@@ -144,29 +142,9 @@ def tests_pass(limit_seconds: float) -> bool:
         return False
 
 
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
 def device_folder(name: str) -> str:
     """ "NVIDIA H200" is h200."""
     return name.lower().removeprefix("nvidia ").replace(" ", "-")
-
-
-def environment(command: Sequence[str]) -> dict[str, Any]:
-    """What every figure must carry."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": device_name(),
-        "versions": versions,
-        "command": shlex.join(command),
-    }
 
 
 def plan(options: argparse.Namespace) -> list[Job]:

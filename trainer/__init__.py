@@ -1,6 +1,7 @@
 """Pre-training: batches from shards, the G-then-D step on two DeepSpeed engines, checkpoints, export.
 
-The only package that imports deepspeed. From `data_prep` it imports `shard_schema`, the contract, and `whole_file`.
+The only package that imports deepspeed. From `data_prep` it imports `shard_schema` (the contract), `input_store` and
+`whole_file`.
 """
 
 import os

@@ -19,10 +19,9 @@ from disentangled.kernels.counter_rng import Stream
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.dataset import open_dataset, tokenizer_path
-from disentangled.trainer.mixture import describe_mixture, mixture_shares
 from disentangled.trainer.run_config import RunConfig, load_run_config
 from disentangled.trainer.shards import WindowStore
-from disentangled.trainer.train import make_builder, make_order, open_windows
+from disentangled.trainer.train import describe_sources, make_builder, make_order, open_windows
 
 BAR_CELLS = 64
 TEXT_CELLS = 48
@@ -39,14 +38,11 @@ def describe_rows(config: RunConfig, store: WindowStore) -> str:
 
 def describe_run(config: RunConfig, manifest: Manifest, store: WindowStore) -> list[str]:
     """How often the run goes through each source, and what packing leaves out."""
-    sizes = [size for size, _ in store.sources()]
-    num_samples = config.schedule.total_steps * config.batch.global_sequences
-    shares = mixture_shares(sizes, config.data.mixture_alpha, config.data.max_epochs, num_samples)
     dropped = manifest.counts["train"].num_tokens - store.num_tokens
     least = config.data.minimum_piece_tokens
     return [
         f"{config.schedule.total_steps:,} steps of {config.batch.global_sequences:,} rows:",
-        *describe_mixture(sizes, shares, num_samples),
+        *describe_sources(config, store),
         f"left out: {dropped:,} tokens, ends of long documents with fewer than {least} each",
     ]
 

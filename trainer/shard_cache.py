@@ -19,6 +19,7 @@ import pyarrow as pa
 import xxhash
 from pyarrow import fs
 
+from disentangled.data_prep.input_store import parse_url
 from disentangled.data_prep.shard_schema import (
     MANIFEST_NAME,
     SPLITS,
@@ -42,13 +43,13 @@ class ShardCache:
     """A dataset at a URL; see trainer/dataset.py."""
 
     def __init__(self, url: str, cache: Path, limit_bytes: int = 0) -> None:
-        self.name = url.rstrip("/")
+        self.name = str(parse_url(url)).rstrip("/")  # without password and options
         self._limit_bytes = limit_bytes
         try:
-            self._store, self._root = fs.FileSystem.from_uri(self.name)
-        except (ValueError, NotImplementedError, pa.ArrowException, OSError) as error:
+            self._store, self._root = fs.FileSystem.from_uri(url.rstrip("/"))
+        except (pa.ArrowException, OSError):
             raise ValueError(
-                f"{url}: no store that pyarrow can reach ({error}): give a folder, or a URL of s3, gs or hdfs"
+                f"{self.name}: no store that pyarrow can reach: give a folder, or a URL of s3, gs or hdfs"
             ) from None
         content = self._read_small(MANIFEST_NAME, "so this is no finished dataset: run build_corpus and upload it")
         self.directory = cache / self._dataset_id(content)[:32]

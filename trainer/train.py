@@ -111,7 +111,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
         write_run_file(run_dir, config, dataset, ds_config)
-        for line in describe_sources(config, stores["train"]):
+        for line in describe_sources(config, stores["train"]) if len(manifest.sources) > 1 else ():
             say(line)
     sums = MetricSums(ranks.device)
     if checkpoint and state:
@@ -186,10 +186,8 @@ def make_order(config: RunConfig, store: WindowStore) -> SampleOrder:
 
 
 def describe_sources(config: RunConfig, store: WindowStore) -> list[str]:
-    """How often the run goes through each source, where there are several."""
+    """How often the run goes through each source."""
     sizes = [size for size, _ in store.sources()]
-    if len(sizes) == 1:
-        return []
     num_samples = config.schedule.total_steps * config.batch.global_sequences
     shares = mixture_shares(sizes, config.data.mixture_alpha, config.data.max_epochs, num_samples)
     return describe_mixture(sizes, shares, num_samples)

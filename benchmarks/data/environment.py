@@ -1,18 +1,17 @@
-"""What every figure must carry: machine, versions, date and command.
+"""What every figure of the data benchmark carries besides: the processor, the commits of rivals run from source.
 
 Used by: benchmarks/data/__main__.py. Tested by: tests/benchmarks/test_data.py.
 """
 
-import datetime
-import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import environment
 
 PACKAGES = (
     "numpy", "pyarrow", "sentencepiece", "tokenizers", "transformers", "torch", "datasets", "datatrove", "litdata",
@@ -34,20 +33,10 @@ def results_folder_name() -> str:
 
 def describe_environment(command: Sequence[str], sources: Sequence[Path]) -> dict[str, Any]:
     """The head of every row; sources are folders with the source code of rivals, each with its commit."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    for folder in sources:
-        versions[folder.name] = describe_commit(folder)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{processor_name()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": versions,
-        "command": shlex.join(command),
-    }
+    device = f"{processor_name()}, {len(os.sched_getaffinity(0))} cores"
+    described = environment.describe_environment(device, PACKAGES, command)
+    described["versions"] |= {folder.name: describe_commit(folder) for folder in sources}
+    return described
 
 
 def describe_commit(folder: Path) -> str | None:

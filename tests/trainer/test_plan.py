@@ -7,9 +7,11 @@ import pytest
 
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer import plan
+from disentangled.trainer.dataset import LocalDataset
+from disentangled.trainer.train import describe_sources, open_windows
 from tests.data_prep.tiny_corpus import make_documents, write_txt
 from tests.launching import run_command
-from tests.trainer.tiny_run import SMALLEST
+from tests.trainer.tiny_run import SMALLEST, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,10 @@ def test_mistake_is_one_line(
     assert plan.main(["--recipe", "tiny", *SMALLEST, f"data.shards={shards}", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_run_lists_its_sources_as_the_plan_does(mixed_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(mixed_shards, "data.mixture_alpha=0.3")
+    lines = describe_sources(config, open_windows(config, LocalDataset(mixed_shards), "train"))
+    assert [line.split()[0] for line in lines] == ["source", "large", "small"]
+    assert "\n".join(lines) in run_plan(capsys, mixed_shards, "data.mixture_alpha=0.3")

@@ -273,3 +273,16 @@ def test_every_parameter_gets_a_gradient_from_every_micro_batch(shards: Path, sh
             assert not [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
             if batch is full:
                 assert not [name for name, gradient in gradients.items() if not gradient.any()]
+
+
+@pytest.mark.parametrize(("mask_share", "shows_mask"), [(1.0, True), (0.0, False)])
+def test_generator_sees_what_the_masking_rule_shows(shards: Path, mask_share: float, shows_mask: bool) -> None:
+    parts = parts_of(shards, "batch.micro_sequences=8", f"masking.mask_share={mask_share}")
+    (batch,) = parts.training.step_batches(0, 1, 0, 1)
+    seen: list[Tensor] = []
+    parts.generator.deberta.embeddings.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    run_steps(parts, parts.plain_engines(), 1, accumulation=1)
+    expected = batch.original_ids.clone()
+    if shows_mask:
+        expected[batch.masked_rows] = parts.manifest.special_ids.mask
+    assert batch.num_masked > 0 and torch.equal(seen[0], expected)

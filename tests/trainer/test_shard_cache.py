@@ -189,3 +189,9 @@ def test_store_that_is_not_there_is_one_line(tmp_path: Path, url: str, message: 
     with pytest.raises(ValueError, match=message) as raised:
         open_dataset(url, str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_password_and_options_of_a_url_are_never_shown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nosuch://bucket/path: no store") as raised:
+        open_dataset("nosuch://me:secret@bucket/path?token=secret", str(tmp_path))
+    assert "secret" not in str(raised.value)

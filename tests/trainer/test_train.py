@@ -105,3 +105,10 @@ def test_rank_that_is_not_its_hosts_first_lets_that_one_speak(
 def test_overrides_may_stand_between_options() -> None:
     options = parse_arguments(["--recipe", "tiny", "run.dir=x", "--engine", "fp32_cpu", "run.seed=2"])
     assert options.overrides == ["run.dir=x", "run.seed=2"]
+
+
+def test_cache_that_an_order_over_all_shards_would_thrash_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refuse(capsys, shards, tmp_path / "run", "data.cache_bytes=1000")
+    assert all(word in line for word in ("data.cache_bytes is 1,000", "data.shuffle_block_shards")), line
