@@ -41,8 +41,8 @@ from disentangled.model.hf_checkpoint import config_to_hf, discriminator_to_hf, 
 from disentangled.trainer.checkpoint import find_checkpoint, find_fault, list_checkpoints, step_name
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.hf_tokenizer import write_tokenizer_files
-from disentangled.trainer.run_config import ModelSection
 from disentangled.trainer.run_folder import RUN_FILE, TOKENIZER_FILE, read_run_file
+from disentangled.trainer.sections import ModelSection
 
 EXPORT_FILE = "export.json"
 

@@ -9,7 +9,7 @@ Not here: how the rate moves (schedule.py).
 import torch
 from torch import nn
 
-from disentangled.trainer.run_config import OptimizerSection
+from disentangled.trainer.sections import OptimizerSection
 
 
 def decays(name: str) -> bool:

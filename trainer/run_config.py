@@ -10,13 +10,21 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.trainer.key_owners import check_recipe_key
-from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
-from disentangled.trainer.packing import PACKINGS
-from disentangled.trainer.schedule import SCHEDULES, ScheduleSection
+from disentangled.trainer.schedule import ScheduleSection
+from disentangled.trainer.sections import (
+    BatchSection,
+    CheckpointSection,
+    DataSection,
+    EvaluateSection,
+    LogSection,
+    MaskingSection,
+    ModelSection,
+    OptimizerSection,
+    RunSection,
+)
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # what a later launch of the same run may change: where it runs and what it reports, never what it computes
@@ -30,118 +38,6 @@ MAY_CHANGE = (
     "evaluate.",
     "checkpoint.",
 )
-
-
-@dataclass(frozen=True)
-class ModelSection(DebertaConfig):
-    """The discriminator's architecture and what the pair adds to it."""
-
-    vocab_size: int = 0  # 0: the shards' own
-    generator_num_hidden_layers: int = 6
-    embedding_sharing: str = "gdes"
-
-    def __post_init__(self) -> None:
-        if self.vocab_size:
-            super().__post_init__()
-        else:
-            replace(self, vocab_size=1)  # checks all other keys
-            object.__setattr__(self, "pos_att_type", tuple(self.pos_att_type))
-
-    def discriminator(self, vocab_size: int) -> DebertaConfig:
-        """The discriminator's config for shards with `vocab_size` ids."""
-        known = {entry.name: getattr(self, entry.name) for entry in fields(DebertaConfig)}
-        return DebertaConfig(**known | {"vocab_size": self.vocab_size or vocab_size})
-
-    def generator(self, vocab_size: int) -> DebertaConfig:
-        """The generator's config: the same at its own depth."""
-        return generator_config(self.discriminator(vocab_size), self.generator_num_hidden_layers)
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """Where the shards are and how documents are cut."""
-
-    shards: str = ""
-    sequence_length: int = 512  # tokens of a row, [CLS] and [SEP] included
-    minimum_piece_tokens: int = 8  # shorter leftovers of a long document are dropped
-    packing: str = "best_fit"  # or concatenate, one_piece: see trainer/packing.py
-    mixture_alpha: float = 1.0  # a source's share is weight * tokens^alpha; 0.3 draws small languages more often
-    max_epochs: float = 0.0  # no source is seen more often; 0: no cap
-    shuffle_block_shards: int = 0  # rows of so many shards are shuffled together; 0: of all
-    cache: str = ""  # where shards of a remote store are kept; empty: ~/.cache/disentangled
-    cache_bytes: int = 0  # they take no more than this; 0: no limit
-    workers: int = 1  # processes that build batches for a rank; 0: the rank itself
-
-
-@dataclass(frozen=True)
-class MaskingSection:
-    """Which tokens the generator must predict."""
-
-    probability: float = 0.15
-    unit: str = "token"  # or word, span, windowed_legacy: see trainer/masking.py
-    max_span_words: int = 10
-    mask_share: float = 1.0  # of the chosen tokens become [MASK]
-    random_share: float = 0.0  # become another piece; the rest stay as they are
-
-    def rule(self) -> MaskingRule:
-        """What trainer/masking.py goes by."""
-        return MaskingRule(
-            self.probability, cast(MaskingUnit, self.unit), self.max_span_words, self.mask_share, self.random_share
-        )
-
-
-@dataclass(frozen=True)
-class BatchSection:
-    """global_sequences belongs to the experiment, micro_sequences to the machine; accumulation follows from both."""
-
-    global_sequences: int = 256
-    micro_sequences: int = 32  # rows of one forward pass on one rank
-
-
-@dataclass(frozen=True)
-class OptimizerSection:
-    """AdamW for both models (arXiv 2111.09543, table 10)."""
-
-    learning_rate: float = 6e-4
-    discriminator_learning_rate: float = 0.0  # 0: the same as learning_rate
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    gradient_clipping: float = 1.0  # per model; 0 switches it off
-    rtd_lambda: float = 50.0
-
-
-@dataclass(frozen=True)
-class LogSection:
-    """How often a line is written."""
-
-    every_steps: int = 100
-    tensorboard: bool = True
-
-
-@dataclass(frozen=True)
-class EvaluateSection:
-    """Held-out evaluation of both models; 0 steps: only at the end."""
-
-    every_steps: int = 0
-    num_sequences: int = 1024
-
-
-@dataclass(frozen=True)
-class CheckpointSection:
-    """0 steps: only at the end and on a signal."""
-
-    every_steps: int = 0
-    keep: int = 2  # newest checkpoints kept; at least 1
-
-
-@dataclass(frozen=True)
-class RunSection:
-    """Where results go, and the seed of all random numbers."""
-
-    dir: str = ""
-    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -160,57 +56,11 @@ class RunConfig:
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
-        at_least_one = (
-            "data.sequence_length", "data.minimum_piece_tokens", "batch.global_sequences", "batch.micro_sequences",
-            "schedule.total_steps", "log.every_steps", "evaluate.num_sequences", "checkpoint.keep",
-            "model.generator_num_hidden_layers", "masking.max_span_words",
-        )  # fmt: skip
-        for key in at_least_one:
-            if get_key(self, key) < 1:
-                raise ValueError(f"{key} is {get_key(self, key)}: it must be at least 1")
-        for key in ("optimizer.learning_rate", "optimizer.rtd_lambda", "optimizer.epsilon"):
-            if get_key(self, key) <= 0:
-                raise ValueError(f"{key} is {get_key(self, key)}: it must be above 0")
-        for key in (
-            "data.mixture_alpha",
-            "data.max_epochs",
-            "data.shuffle_block_shards",
-            "data.workers",
-            "data.cache_bytes",
-        ):
-            if get_key(self, key) < 0:
-                raise ValueError(f"{key} is {get_key(self, key)}: it must not be negative")
-        for key, known in (("data.packing", PACKINGS), ("masking.unit", MASKING_UNITS), ("schedule.kind", SCHEDULES)):
-            if get_key(self, key) not in known:
-                raise ValueError(f"{key} is {get_key(self, key)!r}: it must be one of {', '.join(known)}")
-        mask_share, random_share = self.masking.mask_share, self.masking.random_share
-        if min(mask_share, random_share) < 0 or mask_share + random_share > 1:
-            raise ValueError(
-                f"masking.mask_share {mask_share} and masking.random_share {random_share}: neither may be negative, "
-                "nor their sum above 1"
-            )
-        for key in ("masking.probability", "optimizer.beta1", "optimizer.beta2"):
-            if not 0 < get_key(self, key) < 1:
-                raise ValueError(f"{key} is {get_key(self, key)}: it must lie between 0 and 1")
-        if not 0 <= self.schedule.warmup_steps <= self.schedule.total_steps:
-            raise ValueError(
-                f"schedule.warmup_steps is {self.schedule.warmup_steps}: it must lie between 0 and "
-                f"schedule.total_steps ({self.schedule.total_steps})"
-            )
-        if not 0 <= self.schedule.decay_steps <= self.schedule.total_steps:
-            raise ValueError(
-                f"schedule.decay_steps is {self.schedule.decay_steps}: it must lie between 0 and schedule.total_steps "
-                f"({self.schedule.total_steps})"
-            )
-        if not 0 <= self.schedule.final_factor <= 1:
-            raise ValueError(f"schedule.final_factor is {self.schedule.final_factor}: it must lie between 0 and 1")
         if not 4 <= self.data.sequence_length <= self.model.max_position_embeddings:
             raise ValueError(
                 f"data.sequence_length is {self.data.sequence_length}: it must lie between 4 and "
                 f"model.max_position_embeddings ({self.model.max_position_embeddings})"
             )
-        if not 0 <= self.run.seed < 1 << 63:
-            raise ValueError(f"run.seed is {self.run.seed}: it must lie between 0 and 2^63 - 1")
 
 
 def accumulation_steps(batch: BatchSection, world_size: int) -> int:

@@ -25,6 +25,20 @@ class ScheduleSection:
     decay_steps: int = 0  # of stable: the updates of its end; 0: a tenth of all
     final_factor: float = 0.0  # share of the peak that the last updates come down to
 
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ValueError(f"schedule.total_steps is {self.total_steps}: it must be at least 1")
+        if self.kind not in SCHEDULES:
+            raise ValueError(f"schedule.kind is {self.kind!r}: it must be one of {', '.join(SCHEDULES)}")
+        for name in ("warmup_steps", "decay_steps"):
+            if not 0 <= getattr(self, name) <= self.total_steps:
+                raise ValueError(
+                    f"schedule.{name} is {getattr(self, name)}: it must lie between 0 and schedule.total_steps "
+                    f"({self.total_steps})"
+                )
+        if not 0 <= self.final_factor <= 1:
+            raise ValueError(f"schedule.final_factor is {self.final_factor}: it must lie between 0 and 1")
+
 
 def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
     """The share of the peak rate that update number `step` (0 for the first) uses."""

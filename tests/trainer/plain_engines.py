@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from disentangled.trainer.optim import build_optimizer
-from disentangled.trainer.run_config import OptimizerSection
+from disentangled.trainer.sections import OptimizerSection
 
 
 class PlainEngine:

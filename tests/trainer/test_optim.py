@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
-from disentangled.trainer.run_config import OptimizerSection
+from disentangled.trainer.sections import OptimizerSection
 from tests.trainer.tiny_run import build_parts, tiny_config
 
 NEVER_DECAY = ("bias", "LayerNorm.weight")

@@ -6,7 +6,6 @@ import pytest
 from disentangled.trainer.ds_config import DS_CONFIGS, load_ds_config, merge_ds_config
 from disentangled.trainer.run_config import (
     RECIPES,
-    BatchSection,
     RunConfig,
     accumulation_steps,
     differing_keys,
@@ -15,6 +14,7 @@ from disentangled.trainer.run_config import (
     load_run_config,
     to_dict,
 )
+from disentangled.trainer.sections import BatchSection
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
