@@ -19,15 +19,22 @@ from disentangled.data_prep.shard_schema import Manifest
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
 from disentangled.trainer.ds_config import merge_ds_config, precision_of, zero_stage_of
+from disentangled.trainer.fragments import base_optimizer
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
 from disentangled.trainer.run_config import RunConfig
+from disentangled.trainer.update_guard import UpdateGuard
 
 
 class ModelEngine:
-    """One model under DeepSpeed, with the few things that a step needs of it."""
+    """One model under DeepSpeed, with the few things that a step needs of it.
 
-    def __init__(self, engine: Any) -> None:
+    Args:
+        spike_factor: see trainer/update_guard.py.
+    """
+
+    def __init__(self, engine: Any, spike_factor: float = 0.0) -> None:
         self.deepspeed = engine
+        self.guard = UpdateGuard(base_optimizer(engine), self._norm_before_update, spike_factor)
         self._norm_without_optimizer = torch.zeros(())
 
     @property
@@ -48,10 +55,22 @@ class ModelEngine:
         """Backward of the loss as it is, and an update at a step's last micro-batch: the engine counts them."""
         engine = self.deepspeed
         engine.backward(loss, scale_wrt_gas=False)
-        if engine.is_gradient_accumulation_boundary() and not hasattr(engine.optimizer, "_global_grad_norm"):
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()
+            return
+        if not hasattr(engine.optimizer, "_global_grad_norm"):
             norms = [norm_of(p.grad) for p in engine.module.parameters() if p.grad is not None]
             self._norm_without_optimizer = norm_of(torch.stack(norms))  # stage 0 in fp32 keeps none
-        engine.step()
+        num_skipped = self.num_skipped_steps
+        self.guard.watch(engine.step)
+        if self.guard.refusal:
+            engine.skipped_steps = num_skipped + 1  # the guard's refusals are not DeepSpeed's
+
+    def refusal(self) -> str:
+        """Why the last update was not made; empty where it was, or where the fp16 loss scale comes down first."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        is_scaling = self.deepspeed.fp16_enabled() and scaler is not None and scaler.loss_scale > 1.0
+        return "" if is_scaling and self.guard.is_unseen else self.guard.refusal
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the rate of all parameter groups."""
@@ -59,9 +78,12 @@ class ModelEngine:
             group["lr"] = learning_rate
 
     def gradient_norm(self) -> float:
-        """The gradient's norm before clipping at the last update; reads the device."""
+        """The gradient's norm before clipping at the last update, infinite where it was refused; reads the device."""
         norm = self.deepspeed.get_global_grad_norm()
         return float(self._norm_without_optimizer if norm is None else norm)
+
+    def _norm_before_update(self) -> float:
+        return float(getattr(self.deepspeed.optimizer, "_global_grad_norm", self._norm_without_optimizer))
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,11 @@ class EnginePair:
         table = self.generator.module.word_embeddings
         with self.gathered(table):
             yield lambda ids: F.embedding(ids, table.detach())
+
+    def refusals(self) -> dict[str, str]:
+        """The models whose last update was not made, and why."""
+        both = {"generator": self.generator.refusal(), "discriminator": self.discriminator.refusal()}
+        return {name: why for name, why in both.items() if why}
 
     def delta_ratio(self) -> float:
         """||E_Delta|| / ||E_G|| for gdes, ||E_D|| / ||E_G|| for nes, 0 for es (there is no second table)."""
@@ -147,5 +174,5 @@ def build_engines(
             config=dict(merged),
             dist_init_required=False,
         )
-        engines.append(ModelEngine(engine))
+        engines.append(ModelEngine(engine, config.faults.spike_factor))
     return EnginePair(engines[0], engines[1], zero_stage_of(ds_config))

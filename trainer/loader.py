@@ -8,14 +8,16 @@ Not here: what is in a batch (batch.py).
 """
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.order import rank_slice
+from disentangled.trainer.skipped_samples import Skip, num_skipped_before
 
 # Micro-batches that a worker is ahead by: one to be fetched and one being built.
 PREFETCH = 2
@@ -39,14 +41,15 @@ class DataError(ValueError):
 class MicroBatches(Dataset[MaskedBatch | DataError]):
     """Micro-batch number step * accumulation + k of this rank."""
 
-    def __init__(self, builder: BatchBuilder, slicing: Slicing) -> None:
+    def __init__(self, builder: BatchBuilder, slicing: Slicing, skips: Sequence[Skip]) -> None:
         self._builder = builder
         self._slicing = slicing
+        self._skips = skips
 
     def __getitem__(self, number: int) -> MaskedBatch | DataError:
         slicing = self._slicing
         step, k = divmod(number, slicing.accumulation)
-        consumed = step * slicing.global_sequences
+        consumed = step * slicing.global_sequences + num_skipped_before(step, self._skips)
         try:
             return self._builder.build(
                 rank_slice(consumed, k, slicing.rank, slicing.world_size, slicing.micro_sequences)
@@ -59,20 +62,25 @@ class BatchLoader:
     """The micro-batches of each step of this rank."""
 
     def __init__(self, builder: BatchBuilder, slicing: Slicing, num_workers: int = 0, pin_memory: bool = False) -> None:
-        self._batches = MicroBatches(builder, slicing)
+        self._builder = builder
+        self._slicing = slicing
         self._accumulation = slicing.accumulation
         self._num_workers = num_workers
         self._pin_memory = pin_memory
 
-    def steps(self, first: int, stop: int) -> Generator[list[MaskedBatch], None, None]:
-        """The batches of steps first .. stop - 1; close it to end the workers early.
+    def windows(self, first_sample: int, stop_sample: int) -> list[int]:
+        """The rows of the training split that are samples first_sample .. stop_sample - 1."""
+        return self._builder.windows(np.arange(first_sample, stop_sample, dtype=np.int64)).tolist()
+
+    def steps(self, first: int, stop: int, skips: Sequence[Skip] = ()) -> Generator[list[MaskedBatch], None, None]:
+        """The batches of steps first .. stop - 1, samples of `skips` passed over; close it to end the workers early.
 
         Raises:
             DataError: a batch cannot be built, for instance because a shard is damaged.
         """
         numbers = range(first * self._accumulation, stop * self._accumulation)
         loader = DataLoader(
-            self._batches,
+            MicroBatches(self._builder, self._slicing, skips),
             batch_size=None,
             sampler=numbers,
             num_workers=self._num_workers,

@@ -8,109 +8,98 @@ Used by: trainer/train.py. Tested by tests/integration/.
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from enum import Enum, auto
 
 from disentangled.model.flops import step_flops
-from disentangled.model.generator import Sampling
-from disentangled.trainer.batch import BatchBuilder, MaskedBatch
-from disentangled.trainer.checkpoint import TrainerState, save_checkpoint
-from disentangled.trainer.distributed import Ranks
-from disentangled.trainer.engine import EnginePair
+from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.interrupt import Interrupt
-from disentangled.trainer.loader import BatchLoader, DataError
-from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.loader import DataError
 from disentangled.trainer.optim import peak_learning_rates
+from disentangled.trainer.rollback import note_refusals, roll_back
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
-from disentangled.trainer.run_config import RunConfig, to_dict
+from disentangled.trainer.saving import finish_save, save_beside, save_now
 from disentangled.trainer.schedule import learning_rate_factor
-
-
-@dataclass
-class Training:
-    """All that the loop needs, built by trainer/train.py.
-
-    Attributes:
-        step: updates done so far.
-        log: None on all ranks but the first.
-        saved_step: the step of the newest checkpoint that this process wrote or read.
-    """
-
-    config: RunConfig
-    dataset_id: str
-    ranks: Ranks
-    engines: EnginePair
-    loader: BatchLoader
-    validation: BatchBuilder
-    validation_windows: NDArray[np.int64]
-    sampling: Sampling
-    accumulation: int
-    sums: MetricSums
-    log: MetricLog | None
-    step: int = 0
-    saved_step: int | None = None
-
-    @property
-    def consumed_samples(self) -> int:
-        """Samples that the updates done so far have used."""
-        return self.step * self.config.batch.global_sequences
+from disentangled.trainer.training import Training
 
 
 def train(training: Training, interrupt: Interrupt) -> bool:
-    """Run to the last step; True when done, False when asked to stop (the state is saved in both cases)."""
-    with contextlib.closing(training.loader.steps(training.step, training.config.schedule.total_steps)) as steps:
-        return run_steps(training, steps, interrupt)
-
-
-def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt) -> bool:
-    """Run an update for each step's batches; see train.
+    """Run to the last step; True when done, False when asked to stop (the state is saved in both cases).
 
     Raises:
-        DataError: some rank met a damaged shard. All ranks have saved, and raise the same line.
+        DataError, FaultError: all ranks raise the same line; what was reached is saved.
+        OSError: the last checkpoint could not be written.
     """
+    try:
+        while True:
+            steps = training.loader.steps(training.step, training.config.schedule.total_steps, training.skips)
+            with contextlib.closing(steps):
+                ending = run_steps(training, steps, interrupt)
+            if ending is not Ending.ROLLED_BACK:
+                return ending is Ending.DONE
+    finally:
+        training.watchdog.close()
+
+
+class Ending(Enum):
+    """Why a stretch of steps ended."""
+
+    DONE = auto()
+    STOPPED = auto()
+    ROLLED_BACK = auto()
+
+
+def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt) -> Ending:
+    """Run an update for each step's batches; see train."""
     config, ranks = training.config, training.ranks
     rtd_step = RtdStep(training.engines, config, training.sampling, ranks.world_size)
     speed = Speedometer()
     while training.step < config.schedule.total_steps:
+        training.watchdog.progress()
         batches: list[MaskedBatch] = []
         fault: DataError | None = None
         try:
             batches = next(steps)
         except DataError as error:
             fault = error
-        num_masked, num_live, num_pairs, num_stopping, num_faults = ranks.sum_on_host(
+        num_masked, num_live, num_pairs, num_stopping, num_faults, num_written = ranks.sum_on_host(
             [
                 sum(batch.num_masked for batch in batches),
                 sum(batch.num_live for batch in batches),
                 sum(batch.num_pairs for batch in batches),
                 int(bool(interrupt.reason())),
                 int(fault is not None),
+                int(training.writer.is_written),
             ]
         )
+        if num_written == ranks.world_size:
+            finish_save(training)
         if num_faults:
-            save(training)
             first = next(text for text in ranks.gather(fault and str(fault)) if text)
+            training.tell("data_error", first)
+            save_now(training)
             raise DataError(f"{first}; saved at step {training.step}: then run the same command again")
         if num_stopping:
-            save(training)
-            return False
+            save_now(training)
+            return Ending.STOPPED
         on_device = [batch.to(ranks.device) for batch in batches]
         rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
+        note_refusals(training)
         training.step += 1
         speed.add(num_live, num_masked, num_pairs)
+        if training.refusals.is_too_many:
+            roll_back(training)
+            return Ending.ROLLED_BACK
         if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
             log_step(training, speed)
         if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
             log_evaluation(training)
             speed.restart()
-        if is_due(training.step, config.checkpoint.every_steps, config.schedule.total_steps):
-            save(training)
+        if is_due(training.step, config.checkpoint.every_steps, 0) and not training.refusals.in_row:
+            save_beside(training)
             speed.restart()
-    return True
+    save_now(training)
+    return Ending.DONE
 
 
 def is_due(step: int, every_steps: int, total_steps: int) -> bool:
@@ -188,24 +177,7 @@ def log_evaluation(training: Training) -> None:
         training.ranks,
         training.validation_windows,
         training.config.batch.micro_sequences,
+        training.watchdog.progress,
     )
     if training.log is not None:
         training.log.write({"step": training.step, **metrics})
-
-
-def save(training: Training) -> None:
-    """Write a checkpoint of this moment, unless it is there already."""
-    if training.saved_step == training.step:
-        return
-    state = TrainerState(
-        step=training.step,
-        consumed_samples=training.consumed_samples,
-        dataset_id=training.dataset_id,
-        world_size=training.ranks.world_size,
-        sums=training.sums.total().tolist(),
-        config=to_dict(training.config),
-    )
-    save_checkpoint(
-        Path(training.config.run.dir), training.engines, state, training.ranks, training.config.checkpoint.keep
-    )
-    training.saved_step = training.step

@@ -39,9 +39,9 @@ class MetricSums:
         self._sums = torch.zeros(len(SCALARS) + 2 * NUM_BINS, dtype=torch.float64, device=device)
 
     def add_generator(self, output: GeneratorOutput, num_masked: int) -> None:
-        """Add one generator pass."""
+        """Add one generator pass; one whose loss is not finite counts nothing, its update is refused."""
         zero = torch.zeros((), dtype=torch.float64, device=self._sums.device)
-        self._sums[:4] += torch.stack(
+        values = torch.stack(
             [
                 _round_loss(output.mlm_loss_sum),
                 zero + num_masked,
@@ -49,13 +49,16 @@ class MetricSums:
                 output.num_sampled_correct.double(),
             ]
         )
+        self._sums[:4] += torch.where(output.mlm_loss_sum.detach().isfinite(), values, 0.0)
 
     def add_discriminator(self, output: DiscriminatorOutput, live: Tensor) -> None:
-        """Add one discriminator pass; live [T] bool."""
-        self._sums[4:6] += torch.stack([_round_loss(output.rtd_loss_sum), live.sum().double()])
+        """Add one discriminator pass; live [T] bool. One whose loss is not finite counts nothing."""
+        counted = live.double() * output.rtd_loss_sum.detach().isfinite()
+        loss = _round_loss(output.rtd_loss_sum).nan_to_num(0.0, 0.0, 0.0)
+        self._sums[4:6] += torch.stack([loss, counted.sum()])
         bins = (output.logits.detach().sigmoid() * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         place = len(SCALARS) + bins + NUM_BINS * output.is_replaced.long()
-        self._sums.index_add_(0, place, live.double())
+        self._sums.index_add_(0, place, counted)
 
     def total(self) -> Tensor:
         """The sums over all ranks, for a checkpoint; called by every rank."""
@@ -63,6 +66,10 @@ class MetricSums:
         if dist.is_initialized():
             dist.all_reduce(total)
         return total
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums.zero_()
 
     def restore(self, values: list[float]) -> None:
         """Take a checkpoint's sums back; called by one rank, for all."""

@@ -19,6 +19,7 @@ from disentangled.trainer.sections import (
     CheckpointSection,
     DataSection,
     EvaluateSection,
+    FaultsSection,
     LogSection,
     MaskingSection,
     ModelSection,
@@ -37,6 +38,7 @@ MAY_CHANGE = (
     "log.",
     "evaluate.",
     "checkpoint.",
+    "faults.",
 )
 
 
@@ -53,6 +55,7 @@ class RunConfig:
     log: LogSection = field(default_factory=LogSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    faults: FaultsSection = field(default_factory=FaultsSection)
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:

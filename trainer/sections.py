@@ -148,11 +148,26 @@ class CheckpointSection:
     """0 steps: only at the end and on a signal."""
 
     every_steps: int = 0
-    keep: int = 2  # newest checkpoints kept; at least 1
+    keep_last: int = 2  # newest checkpoints kept; at least 1
+    keep_every_steps: int = 0  # those of steps that it divides are kept as well; 0: none
+    in_background: bool = True  # training goes on while a copy of the state is written
 
     def __post_init__(self) -> None:
-        check_least("checkpoint", self, 0, "every_steps")
-        check_least("checkpoint", self, 1, "keep")
+        check_least("checkpoint", self, 0, "every_steps", "keep_every_steps")
+        check_least("checkpoint", self, 1, "keep_last")
+
+
+@dataclass(frozen=True)
+class FaultsSection:
+    """What a run does about bad updates and hung ranks."""
+
+    spike_factor: float = 20.0  # a gradient norm so many times its running mean is refused; 0: no finite one is
+    rollback_after: int = 10  # refused updates in a row: go back to a checkpoint, pass their samples over; 0: never
+    most_rollbacks: int = 3  # then the run ends
+    hang_seconds: float = 1800.0  # a rank that makes no progress for so long ends; 0: never
+
+    def __post_init__(self) -> None:
+        check_least("faults", self, 0, "spike_factor", "rollback_after", "most_rollbacks", "hang_seconds")
 
 
 @dataclass(frozen=True)

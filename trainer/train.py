@@ -8,6 +8,7 @@ Used by: users, trainer/launch.py, trainer/demo.py. Tested by tests/integration/
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -21,23 +22,31 @@ from disentangled.data_prep.shard_schema import SPLITS, Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
-from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
+from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_state, step_of
+from disentangled.trainer.checkpoint_writer import CheckpointWriter
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
 from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
-from disentangled.trainer.ds_config import load_ds_config
+from disentangled.trainer.ds_config import describe_engine, load_ds_config
 from disentangled.trainer.engine import build_engines, build_models, check_precision
 from disentangled.trainer.evaluate import choose_windows
+from disentangled.trainer.events import EventLog
+from disentangled.trainer.faults import FaultError, RefusalCount
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing
-from disentangled.trainer.loop import Training, train
+from disentangled.trainer.loop import train
 from disentangled.trainer.metrics import MetricLog, MetricSums
 from disentangled.trainer.mixture import describe_mixture, mixture_shares
 from disentangled.trainer.order import SampleOrder, order_of_sources
+from disentangled.trainer.out_of_memory import describe_out_of_memory, is_out_of_memory
 from disentangled.trainer.packing import Packing
 from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
-from disentangled.trainer.run_folder import claim_run_folder, write_run_file
+from disentangled.trainer.run_folder import claim_run_folder, lock_run_folder, write_run_file
+from disentangled.trainer.saving import load_engines
 from disentangled.trainer.shards import WindowStore
+from disentangled.trainer.skipped_samples import SKIPS_FILE, read_skips
+from disentangled.trainer.training import Training
+from disentangled.trainer.watchdog import Watchdog, find_stacks
 from disentangled.trainer.word_starts import word_start_table
 
 # how long a rank with bad news waits for the first rank of its host to tell it, before it does so itself
@@ -58,6 +67,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; returns its exit code."""
     try:
+        return run(arguments)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print_error(MemoryError(describe_out_of_memory(error)))
+        return EXIT_USER_ERROR
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """The same, where memory suffices."""
+    try:
         options = parse_arguments(arguments)
         interrupt = Interrupt(options.launch_id)
         config = load_run_config(options.recipe, options.overrides)
@@ -71,14 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt.catch_signals()
     try:
         finished = train(training, interrupt)
-    except DataError as error:
+    except (DataError, FaultError, OSError) as error:
         if training.ranks.is_first:
             print_error(error)
+        training.tell("stop", str(error))
         leave_ranks()
         return EXIT_USER_ERROR
+    ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
+    training.tell("stop", ending)
     if training.log is not None:
         training.log.close()
-        ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
         say(f"{ending} at step {training.step}: {config.run.dir}")
     leave_ranks()
     return 0 if finished else EXIT_SAVED
@@ -98,28 +120,28 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     manifest = dataset.manifest
     check_cache(config, manifest)
     accumulation = accumulation_steps(config.batch, int(os.environ.get("WORLD_SIZE", "1")))
-    run_dir = claim_run_folder(config, ds_config, manifest)
+    run_dir = claim_run_folder(config, manifest)
     stores = {split: open_windows(config, dataset, split) for split in SPLITS}
     stores["validation"].open_all()  # it is small; training shards are verified when they are first read
     order = make_order(config, stores["train"])
     generator, discriminator = build_models(config, manifest)
 
     ranks = join_ranks()
-    checkpoint = choose_checkpoint(run_dir, ranks)
+    lock_run_folder(run_dir, ranks)
+    events = EventLog(run_dir) if ranks.is_first else None
+    checkpoint = choose_checkpoint(run_dir, ranks, events)
     state = load_state(checkpoint) if checkpoint else None
-    check_resumable(state, ranks)
+    watchdog = Watchdog(run_dir, ranks.rank, config.faults.hang_seconds)
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
         write_run_file(run_dir, config, dataset, ds_config)
         for line in describe_sources(config, stores["train"]) if len(manifest.sources) > 1 else ():
             say(line)
     sums = MetricSums(ranks.device)
-    if checkpoint and state:
-        load_engines(checkpoint, engines)
-        if ranks.is_first:
-            sums.restore(state.sums)
-            say(f"resuming at step {state.step} from {checkpoint}")
     step = state.step if state else 0
+    open_log = functools.partial(
+        MetricLog, run_dir, total_steps=config.schedule.total_steps, tensorboard=config.log.tensorboard
+    )
     special = manifest.special_ids
     banned = banned_ids(
         engines.generator.module.config.vocab_size,
@@ -127,9 +149,10 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         (special.pad, special.cls, special.sep, special.unk, special.mask),
         ranks.device,
     )
-    return Training(
+    training = Training(
         config=config,
         dataset_id=manifest.dataset_id,
+        engine_name=describe_engine(ds_config),
         ranks=ranks,
         engines=engines,
         loader=BatchLoader(
@@ -145,10 +168,39 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
         accumulation=accumulation,
         sums=sums,
-        log=MetricLog(run_dir, step, config.schedule.total_steps, config.log.tensorboard) if ranks.is_first else None,
+        writer=CheckpointWriter(run_dir, config.checkpoint, ranks),
+        watchdog=watchdog,
+        refusals=RefusalCount(config.faults),
+        skips=read_skips(run_dir),
+        open_log=open_log if ranks.is_first else None,
+        log=open_log(step) if ranks.is_first else None,
+        events=events,
         step=step,
         saved_step=step if checkpoint else None,
     )
+    resume(training, checkpoint, state)
+    return training
+
+
+def resume(training: Training, checkpoint: Path | None, state: TrainerState | None) -> None:
+    """Put the run's state into the engines, and tell what begins."""
+    ranks = training.ranks
+    here = f"{training.engine_name} on {ranks.world_size} ranks"
+    if checkpoint is None or state is None:
+        training.tell("start", here, world_size=ranks.world_size)
+        return
+    if state.consumed_samples != training.consumed_samples:
+        raise ValueError(
+            f"checkpoint {checkpoint} has used {state.consumed_samples:,} samples, step {state.step} of this run "
+            f"{training.consumed_samples:,}: {SKIPS_FILE} is not the one of this run; restore it"
+        )
+    load_engines(checkpoint, state, training.engines)
+    before = f"{state.engine} on {state.world_size} ranks"
+    changed = f" (written by {before}, now {here})" if before != here else ""
+    training.tell("resume", f"from {checkpoint.name}{changed}", world_size=ranks.world_size)
+    if ranks.is_first:
+        training.sums.restore(state.sums)
+        say(f"resuming at step {state.step} from {checkpoint}{changed}")
 
 
 def check_cache(config: RunConfig, manifest: Manifest) -> None:
@@ -214,7 +266,7 @@ def make_builder(
     )
 
 
-def choose_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
+def choose_checkpoint(run_dir: Path, ranks: Ranks, events: EventLog | None) -> Path | None:
     """The newest whole checkpoint, chosen by the first rank for all; None for a new run.
 
     Raises:
@@ -226,19 +278,14 @@ def choose_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
             f"no checkpoint of {run_dir} is whole: {'; '.join(faults)}: restore one, or remove "
             f"{run_dir / 'checkpoints'} to begin at step 0 again"
         )
-    if ranks.is_first:
+    if events is not None:
         for fault in faults:
             print(f"warning: {fault}: using {checkpoint}", file=sys.stderr, flush=True)
+            events.write("damaged_checkpoint", step_of(checkpoint), fault)
+        for path in find_stacks(run_dir):
+            step = step_of(checkpoint) if checkpoint else 0
+            events.write("hang", step, f"{path.stem} hung before this start", stacks=path.read_text(encoding="utf-8"))
     return checkpoint
-
-
-def check_resumable(state: TrainerState | None, ranks: Ranks) -> None:
-    """Refuse a checkpoint of another number of ranks."""
-    if state is not None and state.world_size != ranks.world_size:
-        raise ValueError(
-            f"the checkpoint at step {state.step} was written by {state.world_size} ranks, this launch has "
-            f"{ranks.world_size}: launch {state.world_size}"
-        )
 
 
 if __name__ == "__main__":

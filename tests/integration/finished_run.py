@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from disentangled.trainer.checkpoint import MODELS, list_checkpoints, load_state
 from disentangled.trainer.metrics import read_rows
@@ -30,7 +31,7 @@ def run_command_line(shards: Path, folder: Path, *overrides: str) -> tuple[str, 
     return launch_command(
         "--recipe", "tiny", "--engine", "fp32_cpu", *SMALLEST, f"data.shards={shards}", f"run.dir={folder}",
         f"schedule.total_steps={RUN.total_steps}", f"log.every_steps={RUN.every_steps}", "log.tensorboard=false",
-        "evaluate.every_steps=40", "evaluate.num_sequences=12", "checkpoint.keep=3",
+        "evaluate.every_steps=40", "evaluate.num_sequences=12", "checkpoint.keep_last=3",
         "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1", *overrides,
     )  # fmt: skip
 
@@ -45,20 +46,9 @@ def last_state(folder: Path) -> dict[str, Any]:
     newest = list_checkpoints(folder)[0]
     state: dict[str, Any] = {"trainer": vars(load_state(newest)) | {"config": None}}
     for name in MODELS:
-        for file in sorted((newest / name).glob("*.pt")):
-            state |= dict(flatten(torch.load(file, weights_only=False), f"{name}/{file.name}"))
+        for file in sorted((newest / name).glob("*.safetensors")):
+            state |= {f"{name}/{file.name}/{key}": values for key, values in load_file(file).items()}
     return state
-
-
-def flatten(value: Any, name: str) -> list[tuple[str, Any]]:
-    """(name, leaf) of everything in nested dicts, lists and DeepSpeed's own objects."""
-    if type(value).__module__.startswith("deepspeed."):
-        value = vars(value)
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{name}.{key}")]
-    if isinstance(value, list | tuple):
-        return [leaf for key, inner in enumerate(value) for leaf in flatten(inner, f"{name}.{key}")]
-    return [(name, value)]
 
 
 def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

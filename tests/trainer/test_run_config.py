@@ -170,7 +170,9 @@ def test_recipe_that_is_no_toml_is_an_error_that_names_it(tmp_path: Path, conten
         (["data.sequence_length=9999"], "data.sequence_length is 9999: .*model.max_position_embeddings"),
         (["data.sequence_length=3"], "data.sequence_length is 3"),
         (["run.seed=-1"], "run.seed is -1"),
-        (["checkpoint.keep=0"], "checkpoint.keep is 0"),
+        (["checkpoint.keep_last=0"], "checkpoint.keep_last is 0"),
+        (["checkpoint.keep_every_steps=-1"], "checkpoint.keep_every_steps is -1"),
+        (["faults.hang_seconds=-1"], "faults.hang_seconds is -1"),
     ],
 )
 def test_value_out_of_range_is_an_error_that_names_the_rule(overrides: list[str], message: str) -> None:
@@ -214,7 +216,14 @@ def test_dotted_keys_are_every_key_once() -> None:
 
 def test_differing_keys_are_those_that_change_what_is_computed() -> None:
     saved = to_dict(load_run_config("tiny"))
-    same = ["run.dir=a", "data.shards=b", "batch.micro_sequences=8", "log.every_steps=1", "checkpoint.keep=9"]
+    same = [
+        "run.dir=a",
+        "data.shards=b",
+        "batch.micro_sequences=8",
+        "log.every_steps=1",
+        "checkpoint.keep_last=9",
+        "faults.spike_factor=3.0",
+    ]
     assert differing_keys(saved, load_run_config("tiny", same)) == []
     changed = load_run_config("tiny", ["run.seed=9", "optimizer.beta2=0.9", "model.hidden_size=64"])
     assert differing_keys(saved, changed) == ["model.hidden_size", "optimizer.beta2", "run.seed"]
