@@ -10,12 +10,14 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from disentangled.trainer.fragments import (
     Fragment,
     base_optimizer,
     flat_tensors,
+    is_replicated,
     list_fragments,
     parameter_shapes,
 )
@@ -61,8 +63,11 @@ def take_record(engine: Any) -> EngineRecord:
 
 
 def take_state(engine: Any) -> RankState:
-    """Copies of this rank's stretches; the engine may go on at once."""
-    tensors, starts = {}, {}
+    """Copies of this rank's stretches, which the engine may change at once; of what all ranks hold, the first one's."""
+    tensors: dict[str, Tensor] = {}
+    starts: dict[str, int] = {}
+    if is_replicated(engine) and dist.is_initialized() and dist.get_rank() != 0:
+        return RankState(tensors, starts)
     states = base_optimizer(engine).state
     for fragment in list_fragments(engine):
         moments = {key: value for key, value in states.get(fragment.flat, {}).items() if _is_moment(value)}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
@@ -57,15 +56,18 @@ def flat_tensors(engine: Any) -> list[Tensor]:
     return [parameter for group in wrapper.param_groups for parameter in group["params"]]
 
 
+def is_replicated(engine: Any) -> bool:
+    """Whether every rank holds everything: stage 0."""
+    return base_optimizer(engine) is engine.optimizer
+
+
 def list_fragments(engine: Any) -> list[Fragment]:
-    """All fragments of this rank; over all ranks each element of each parameter is in exactly one."""
+    """All fragments that this rank holds; unless replicated, each element of a parameter is in one rank's only."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):
         return list(_fragments_of_stage_3(engine.optimizer, names))
-    if base_optimizer(engine) is not engine.optimizer:
+    if not is_replicated(engine):
         return list(_fragments_of_stages_1_and_2(engine, names))
-    if dist.is_initialized() and dist.get_rank() != 0:
-        return []  # stage 0: every rank holds all, the first one writes it
     return [Fragment(name, 0, parameter.numel(), parameter, 0) for parameter, name in names.items()]
 
 

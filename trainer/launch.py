@@ -7,8 +7,9 @@ this host; the ranks agree before each step, so those on other hosts stop too. T
 Arguments: `--recipe R`, `--engine E` and `section.key=value` go to the trainer, all others to DeepSpeed. A `--` says it
 explicitly: what is before it is DeepSpeed's, what is behind it the trainer's.
 
-Exit codes: 0 done; 85 stopped when asked to, nothing lost: run the same command again; 2 the user's mistake, in one
-line; any other is that of the rank that failed first (128 + N for signal N).
+Exit codes: 0 done; 85 stopped when asked to, nothing lost: run the same command again; 86 a rank made no progress
+(its stacks are in the run's folder): run it again too; 2 something to mend, in one line; any other is that of the rank
+that failed first (128 + N for signal N).
 
 Nothing is left behind: ranks whose launchers vanished save and leave by themselves (trainer/interrupt.py), and where
 DeepSpeed's launchers died but this process lives, it adopts the ranks and waits for them.

@@ -3,7 +3,8 @@
 What: reads the recipe and the DeepSpeed JSON, opens the shards, builds both engines, resumes from the newest whole
 checkpoint of run.dir if there is one, and runs the loop. Launch it with `deepspeed`, or with
 `python -m disentangled.trainer.launch`, which also survives being told to stop.
-Exit codes: 0 done; 85 saved before the end, run the same command again; 2 the user's mistake, named in one line.
+Exit codes: 0 done; 85 saved before the end, run the same command again; 86 made no progress (trainer/watchdog.py), run
+it again too; 2 something to mend, named in one line.
 Used by: users, trainer/launch.py, trainer/demo.py. Tested by tests/integration/.
 """
 
