@@ -6,7 +6,6 @@ Used by: trainer/train.py. Tested by tests/integration/.
 """
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from disentangled.model.flops import step_flops
 from disentangled.model.generator import Sampling
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.checkpoint import TrainerState, save_checkpoint
 from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.evaluate import evaluate, evaluation_sampling
+from disentangled.trainer.events import EventLog
 from disentangled.trainer.interrupt import Interrupt
 from disentangled.trainer.loader import BatchLoader, DataError
-from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.metric_log import MetricLog
+from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.optim import peak_learning_rates
+from disentangled.trainer.pace import Pace
+from disentangled.trainer.progress import ProgressBar
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.run_config import RunConfig, to_dict
 from disentangled.trainer.schedule import learning_rate_factor
+from disentangled.trainer.speedometer import Speedometer
 
 
 @dataclass
@@ -36,7 +39,8 @@ class Training:
 
     Attributes:
         step: updates done so far.
-        log: None on all ranks but the first.
+        log, events: None on all ranks but the first.
+        peak_flops: of one device, None where it is not known.
         saved_step: the step of the newest checkpoint that this process wrote or read.
     """
 
@@ -51,6 +55,8 @@ class Training:
     accumulation: int
     sums: MetricSums
     log: MetricLog | None
+    events: EventLog | None = None
+    peak_flops: float | None = None
     step: int = 0
     saved_step: int | None = None
 
@@ -62,11 +68,15 @@ class Training:
 
 def train(training: Training, interrupt: Interrupt) -> bool:
     """Run to the last step; True when done, False when asked to stop (the state is saved in both cases)."""
-    with contextlib.closing(training.loader.steps(training.step, training.config.schedule.total_steps)) as steps:
-        return run_steps(training, steps, interrupt)
+    total_steps = training.config.schedule.total_steps
+    with (
+        contextlib.closing(training.loader.steps(training.step, total_steps)) as steps,
+        ProgressBar(total_steps, training.step, is_wanted=training.ranks.is_first) as bar,
+    ):
+        return run_steps(training, steps, interrupt, bar)
 
 
-def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt) -> bool:
+def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt, bar: ProgressBar) -> bool:
     """Run an update for each step's batches; see train.
 
     Raises:
@@ -74,12 +84,13 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
     """
     config, ranks = training.config, training.ranks
     rtd_step = RtdStep(training.engines, config, training.sampling, ranks.world_size)
-    speed = Speedometer()
+    speed = start_speedometer(training)
     while training.step < config.schedule.total_steps:
         batches: list[MaskedBatch] = []
         fault: DataError | None = None
         try:
-            batches = next(steps)
+            with speed.waiting_for_data():
+                batches = next(steps)
         except DataError as error:
             fault = error
         num_masked, num_live, num_pairs, num_stopping, num_faults = ranks.sum_on_host(
@@ -105,11 +116,12 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
         if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
             log_step(training, speed)
         if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
-            log_evaluation(training)
-            speed.restart()
+            with speed.paused("evaluation"):
+                log_evaluation(training)
         if is_due(training.step, config.checkpoint.every_steps, config.schedule.total_steps):
-            save(training)
-            speed.restart()
+            with speed.paused("save"):
+                save(training)
+        bar.update(training.step, speed.remaining_seconds(training.step))
     return True
 
 
@@ -118,43 +130,20 @@ def is_due(step: int, every_steps: int, total_steps: int) -> bool:
     return step == total_steps or (every_steps > 0 and step % every_steps == 0)
 
 
-class Speedometer:
-    """Tokens and seconds since the last log line; time spent in evaluation and saving does not count."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new line here."""
-        self._steps = self._tokens = self._masked = self._pairs = 0
-        self._started = time.perf_counter()
-
-    def add(self, num_tokens: int, num_masked: int, num_pairs: int) -> None:
-        """Count one step over all ranks: live and masked tokens, query-key pairs inside documents."""
-        self._steps += 1
-        self._tokens += num_tokens
-        self._masked += num_masked
-        self._pairs += num_pairs
-
-    def take(self, training: Training) -> dict[str, float]:
-        """Rates since the last line, which begins anew. TFLOP/s are of all ranks together, padding not counted."""
-        seconds = max(1e-9, time.perf_counter() - self._started)
-        steps = max(1, self._steps)
-        passes = steps * training.accumulation * training.ranks.world_size
-        flops = passes * step_flops(
-            training.engines.generator.module.config,
-            training.engines.discriminator.module.config,
-            self._tokens // passes,
-            self._masked // passes,
-            self._pairs // max(1, self._tokens),  # the mean length that a token's queries meet
-        )
-        rates = {
-            "tokens_per_second": self._tokens / seconds,
-            "seconds_per_step": seconds / steps,
-            "achieved_tflops": flops / seconds / 1e12,
-        }
-        self.restart()
-        return rates
+def start_speedometer(training: Training) -> Speedometer:
+    """Counting from now; how long pauses take is known from before a resume."""
+    config, engines = training.config, training.engines
+    pace = Pace(config.schedule.total_steps, config.evaluate.every_steps, config.checkpoint.every_steps)
+    if training.log is not None:
+        pace.learn(training.log.kept_rows)
+    return Speedometer(
+        engines.generator.module.config,
+        engines.discriminator.module.config,
+        training.accumulation,
+        training.ranks,
+        pace,
+        training.peak_flops,
+    )
 
 
 def log_step(training: Training, speed: Speedometer) -> None:
@@ -173,7 +162,7 @@ def log_step(training: Training, speed: Speedometer) -> None:
         "generator_learning_rate": generator_rate * factor,
         "discriminator_learning_rate": discriminator_rate * factor,
         "consumed_samples": training.consumed_samples,
-        **speed.take(training),
+        **speed.take(training.step),
     }
     if training.log is not None:
         training.log.write(row)
@@ -209,3 +198,5 @@ def save(training: Training) -> None:
         Path(training.config.run.dir), training.engines, state, training.ranks, training.config.checkpoint.keep
     )
     training.saved_step = training.step
+    if training.events is not None:
+        training.events.write("save", training.step, f"checkpoint {training.step}")

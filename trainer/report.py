@@ -21,7 +21,7 @@ matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 from disentangled.trainer.run_folder import RUN_FILE
 
 REPORT_FILE = "report.html"

@@ -24,18 +24,21 @@ from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
 from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
+from disentangled.trainer.device_peaks import peak_of_device
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
-from disentangled.trainer.ds_config import load_ds_config
+from disentangled.trainer.ds_config import describe_engine, load_ds_config, precision_of
 from disentangled.trainer.engine import build_engines, build_models, check_precision
 from disentangled.trainer.evaluate import choose_windows
+from disentangled.trainer.events import EventLog
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing
 from disentangled.trainer.loop import Training, train
-from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.metric_log import MetricLog, check_wandb
+from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.mixture import describe_mixture, mixture_shares
 from disentangled.trainer.order import SampleOrder, order_of_sources
 from disentangled.trainer.packing import Packing
-from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
+from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config, to_dict
 from disentangled.trainer.run_folder import claim_run_folder, write_run_file
 from disentangled.trainer.shards import WindowStore
 from disentangled.trainer.word_starts import word_start_table
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.log.close()
         ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
         say(f"{ending} at step {training.step}: {config.run.dir}")
+        if training.events is not None:
+            training.events.write("done" if finished else "stop", training.step, ending)
     leave_ranks()
     return 0 if finished else EXIT_SAVED
 
@@ -94,6 +99,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         if not value:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
     check_precision(config, ds_config)
+    check_wandb(config.log.wandb)
     dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
     manifest = dataset.manifest
     check_cache(config, manifest)
@@ -113,6 +119,10 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         write_run_file(run_dir, config, dataset, ds_config)
         for line in describe_sources(config, stores["train"]) if len(manifest.sources) > 1 else ():
             say(line)
+    events = EventLog(run_dir) if ranks.is_first else None
+    if events is not None:
+        ranks_and_engine = f"{ranks.world_size} ranks, {describe_engine(ds_config)}"
+        events.write("resume" if state else "start", state.step if state else 0, ranks_and_engine)
     sums = MetricSums(ranks.device)
     if checkpoint and state:
         load_engines(checkpoint, engines)
@@ -145,7 +155,17 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
         accumulation=accumulation,
         sums=sums,
-        log=MetricLog(run_dir, step, config.schedule.total_steps, config.log.tensorboard) if ranks.is_first else None,
+        log=MetricLog(
+            run_dir,
+            step,
+            config.schedule.total_steps,
+            config.log.tensorboard,
+            to_dict(config) if config.log.wandb else None,
+        )
+        if ranks.is_first
+        else None,
+        events=events,
+        peak_flops=peak_of_device(ranks.device, precision_of(ds_config)),
         step=step,
         saved_step=step if checkpoint else None,
     )

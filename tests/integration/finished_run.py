@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from disentangled.trainer.checkpoint import MODELS, list_checkpoints, load_state
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
+from disentangled.trainer.speedometer import MACHINE_KEYS
 from tests.launching import Finished, launch_command, run_command
 from tests.trainer.tiny_run import SMALLEST
-
-TIMINGS = {"tokens_per_second", "seconds_per_step", "achieved_tflops"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,6 @@ def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def rows_without_timings(folder: Path) -> list[dict[str, float]]:
-    """All metrics that do not depend on the clock."""
+    """All metrics that depend on neither the clock nor the machine."""
     rows = read_rows(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MACHINE_KEYS} for row in rows]

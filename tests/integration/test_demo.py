@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoModel, AutoTokenizer
 
 from disentangled.trainer.demo import next_free_folder, pieces_for, write_python_english
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 from tests.data_prep.tiny_corpus import make_documents, write_txt
 from tests.launching import run_command
 from tests.trainer.tiny_run import SMALLEST
