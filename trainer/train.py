@@ -30,6 +30,7 @@ from disentangled.trainer.ds_config import describe_engine, load_ds_config, prec
 from disentangled.trainer.engine import build_engines, build_models, check_precision
 from disentangled.trainer.evaluate import choose_windows
 from disentangled.trainer.events import EventLog
+from disentangled.trainer.foreign_launchers import rank_variables
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing
 from disentangled.trainer.loop import Training, train
@@ -60,6 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; returns its exit code."""
+    os.environ.update(rank_variables(os.environ))
     try:
         options = parse_arguments(arguments)
         interrupt = Interrupt(options.launch_id)

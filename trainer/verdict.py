@@ -40,14 +40,16 @@ def judge_discriminator(rows: Sequence[dict[str, float]], warmup_steps: int) -> 
     if step <= warmup_steps:
         return Verdict("early", f"Warm-up lasts until step {warmup_steps:,}: too early to judge. {numbers}.")
     if auc < NEAR_GUESSING and balanced < NEAR_GUESSING:
-        best = max(rows, key=lambda row: row.get("rtd_auc", 0.5))
+        # during warm-up the replacements of an untrained generator are found easily: that says nothing
+        best = max((row for row in rows if row["step"] > warmup_steps), key=lambda row: row.get("rtd_auc", 0.5))
         if best.get("rtd_auc", 0.5) >= LEARNT:
             text = f"It had reached an AUC of {best['rtd_auc']:.3f} at step {int(best['step']):,} and lost it."
         elif step <= WARM_UPS * warmup_steps:
             until = f"Most runs begin to learn before step {WARM_UPS * warmup_steps:,}."
             return Verdict("early", f"The discriminator has not begun to find replaced tokens: {numbers}. {until}")
         else:
-            text = "It never was better: try a lower optimizer.discriminator_learning_rate or a smaller generator."
+            remedy = "try a lower optimizer.discriminator_learning_rate or a smaller generator"
+            text = f"Since warm-up it never was better: {remedy}."
         return Verdict("collapsed", f"The discriminator has collapsed: it tells nothing apart, {numbers}. {text}")
     if replaced < LEAST_REPLACED:
         few = f"only {replaced:.2%} of the tokens are replaced"

@@ -26,7 +26,12 @@ RUN = Run()
 
 def run_command_line(shards: Path, folder: Path, *overrides: str) -> tuple[str, ...]:
     """The command that starts the run, or goes on with it."""
-    return launch_command(
+    return launch_command(*run_arguments(shards, folder, *overrides))
+
+
+def run_arguments(shards: Path, folder: Path, *overrides: str) -> tuple[str, ...]:
+    """The trainer's arguments of the run, by whatever it is launched."""
+    return (
         "--recipe", "tiny", "--engine", "fp32_cpu", *SMALLEST, f"data.shards={shards}", f"run.dir={folder}",
         f"schedule.total_steps={RUN.total_steps}", f"log.every_steps={RUN.every_steps}", "log.tensorboard=false",
         "evaluate.every_steps=40", "evaluate.num_sequences=12", "checkpoint.keep=3",

@@ -20,14 +20,16 @@ def make_rows(
     ("auc", "balanced", "last_step", "kind", "words"),
     [
         # guesses from the first step to the last
-        (lambda step: 0.51, lambda step: 0.5, 2000, "collapsed", "It never was better"),
+        (lambda step: 0.51, lambda step: 0.5, 2000, "collapsed", "Since warm-up it never was better"),
+        # what it finds in the text of an untrained generator does not count
+        (lambda step: 0.74 if step < 50 else 0.5, lambda step: 0.5, 500, "early", "has not begun"),
         # had learnt, and lost it
         (
             lambda step: 0.83 if step < 900 else 0.5,
             lambda step: 0.7 if step < 900 else 0.5,
             2000,
             "collapsed",
-            "an AUC of 0.830 at step 10",
+            "an AUC of 0.830 at step 110",
         ),
         # ranks well, but calls nearly all original: what the tiny recipe does at its end
         (lambda step: 0.65, lambda step: 0.52, 2000, "good", "finds replaced tokens: AUC 0.650"),
