@@ -17,6 +17,7 @@ RECIPE_OWNED = {
     "scheduler": "schedule.*",
     "steps_per_print": "log.every_steps",
     "tensorboard": "log.tensorboard",
+    "wandb": "log.wandb",
 }
 ENGINE_OWNED = {
     "zero_optimization",

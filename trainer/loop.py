@@ -6,20 +6,21 @@ Used by: trainer/train.py. Tested by tests/integration/.
 """
 
 import contextlib
-import time
 from collections.abc import Iterator
 from enum import Enum, auto
 
-from disentangled.model.flops import step_flops
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.interrupt import Interrupt
 from disentangled.trainer.loader import DataError
 from disentangled.trainer.optim import peak_learning_rates
+from disentangled.trainer.pace import Pace
+from disentangled.trainer.progress import ProgressBar
 from disentangled.trainer.rollback import note_refusals, roll_back
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.saving import finish_save, save_beside, save_now
 from disentangled.trainer.schedule import learning_rate_factor
+from disentangled.trainer.speedometer import Speedometer
 from disentangled.trainer.training import Training
 
 
@@ -30,15 +31,16 @@ def train(training: Training, interrupt: Interrupt) -> bool:
         DataError, FaultError: all ranks raise the same line; what was reached is saved.
         OSError: the last checkpoint could not be written.
     """
-    try:
+    total_steps = training.config.schedule.total_steps
+    with (
+        contextlib.closing(training.watchdog),
+        ProgressBar(total_steps, training.step, is_wanted=training.ranks.is_first) as bar,
+    ):
         while True:
-            steps = training.loader.steps(training.step, training.config.schedule.total_steps, training.skips)
-            with contextlib.closing(steps):
-                ending = run_steps(training, steps, interrupt)
+            with contextlib.closing(training.loader.steps(training.step, total_steps, training.skips)) as steps:
+                ending = run_steps(training, steps, interrupt, bar)
             if ending is not Ending.ROLLED_BACK:
                 return ending is Ending.DONE
-    finally:
-        training.watchdog.close()
 
 
 class Ending(Enum):
@@ -49,17 +51,18 @@ class Ending(Enum):
     ROLLED_BACK = auto()
 
 
-def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt) -> Ending:
+def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt: Interrupt, bar: ProgressBar) -> Ending:
     """Run an update for each step's batches; see train."""
     config, ranks = training.config, training.ranks
     rtd_step = RtdStep(training.engines, config, training.sampling, ranks.world_size)
-    speed = Speedometer()
+    speed = start_speedometer(training)
     while training.step < config.schedule.total_steps:
         training.watchdog.progress()
         batches: list[MaskedBatch] = []
         fault: DataError | None = None
         try:
-            batches = next(steps)
+            with speed.waiting_for_data():
+                batches = next(steps)
         except DataError as error:
             fault = error
         num_masked, num_live, num_pairs, num_stopping, num_faults, num_written = ranks.sum_on_host(
@@ -93,11 +96,12 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
         if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
             log_step(training, speed)
         if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
-            log_evaluation(training)
-            speed.restart()
+            with speed.paused("evaluation"):
+                log_evaluation(training)
         if is_due(training.step, config.checkpoint.every_steps, 0) and not training.refusals.in_row:
-            save_beside(training)
-            speed.restart()
+            with speed.paused("save"):
+                save_beside(training)
+        bar.update(training.step, speed.remaining_seconds(training.step))
     save_now(training)
     return Ending.DONE
 
@@ -107,43 +111,20 @@ def is_due(step: int, every_steps: int, total_steps: int) -> bool:
     return step == total_steps or (every_steps > 0 and step % every_steps == 0)
 
 
-class Speedometer:
-    """Tokens and seconds since the last log line; time spent in evaluation and saving does not count."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new line here."""
-        self._steps = self._tokens = self._masked = self._pairs = 0
-        self._started = time.perf_counter()
-
-    def add(self, num_tokens: int, num_masked: int, num_pairs: int) -> None:
-        """Count one step over all ranks: live and masked tokens, query-key pairs inside documents."""
-        self._steps += 1
-        self._tokens += num_tokens
-        self._masked += num_masked
-        self._pairs += num_pairs
-
-    def take(self, training: Training) -> dict[str, float]:
-        """Rates since the last line, which begins anew. TFLOP/s are of all ranks together, padding not counted."""
-        seconds = max(1e-9, time.perf_counter() - self._started)
-        steps = max(1, self._steps)
-        passes = steps * training.accumulation * training.ranks.world_size
-        flops = passes * step_flops(
-            training.engines.generator.module.config,
-            training.engines.discriminator.module.config,
-            self._tokens // passes,
-            self._masked // passes,
-            self._pairs // max(1, self._tokens),  # the mean length that a token's queries meet
-        )
-        rates = {
-            "tokens_per_second": self._tokens / seconds,
-            "seconds_per_step": seconds / steps,
-            "achieved_tflops": flops / seconds / 1e12,
-        }
-        self.restart()
-        return rates
+def start_speedometer(training: Training) -> Speedometer:
+    """Counting from now; how long pauses take is known from before a resume."""
+    config, engines = training.config, training.engines
+    pace = Pace(config.schedule.total_steps, config.evaluate.every_steps, config.checkpoint.every_steps)
+    if training.log is not None:
+        pace.learn(training.log.kept_rows)
+    return Speedometer(
+        engines.generator.module.config,
+        engines.discriminator.module.config,
+        training.accumulation,
+        training.ranks,
+        pace,
+        training.peak_flops,
+    )
 
 
 def log_step(training: Training, speed: Speedometer) -> None:
@@ -162,7 +143,7 @@ def log_step(training: Training, speed: Speedometer) -> None:
         "generator_learning_rate": generator_rate * factor,
         "discriminator_learning_rate": discriminator_rate * factor,
         "consumed_samples": training.consumed_samples,
-        **speed.take(training),
+        **speed.take(training.step),
     }
     if training.log is not None:
         training.log.write(row)

@@ -126,6 +126,7 @@ class LogSection:
 
     every_steps: int = 100
     tensorboard: bool = True
+    wandb: bool = False  # needs the extra disentangled[wandb]; its own variables (WANDB_MODE, ...) say where to
 
     def __post_init__(self) -> None:
         check_least("log", self, 1, "every_steps")

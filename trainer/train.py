@@ -27,21 +27,24 @@ from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_
 from disentangled.trainer.checkpoint_writer import CheckpointWriter
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
 from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
+from disentangled.trainer.device_peaks import peak_of_device
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
-from disentangled.trainer.ds_config import describe_engine, load_ds_config
+from disentangled.trainer.ds_config import describe_engine, load_ds_config, precision_of
 from disentangled.trainer.engine import build_engines, build_models, check_precision
 from disentangled.trainer.evaluate import choose_windows
 from disentangled.trainer.events import EventLog
 from disentangled.trainer.faults import FaultError, RefusalCount
+from disentangled.trainer.foreign_launchers import rank_variables
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing
 from disentangled.trainer.loop import train
-from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.metric_log import MetricLog, check_wandb
+from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.mixture import describe_mixture, mixture_shares
 from disentangled.trainer.order import SampleOrder, order_of_sources
 from disentangled.trainer.out_of_memory import describe_out_of_memory, is_out_of_memory
 from disentangled.trainer.packing import Packing
-from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
+from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config, to_dict
 from disentangled.trainer.run_folder import claim_run_folder, lock_run_folder, write_run_file
 from disentangled.trainer.saving import load_engines
 from disentangled.trainer.shards import WindowStore
@@ -67,6 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; returns its exit code."""
+    os.environ.update(rank_variables(os.environ))
     try:
         return run(arguments)
     except (MemoryError, RuntimeError) as error:
@@ -99,7 +103,7 @@ def run(arguments: Sequence[str] | None) -> int:
         leave_ranks()
         return EXIT_USER_ERROR
     ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
-    training.tell("stop", ending)
+    training.tell("done" if finished else "stop", ending)
     if training.log is not None:
         training.log.close()
         say(f"{ending} at step {training.step}: {config.run.dir}")
@@ -117,6 +121,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         if not value:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
     check_precision(config, ds_config)
+    check_wandb(config.log.wandb)
     dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
     manifest = dataset.manifest
     check_cache(config, manifest)
@@ -141,7 +146,11 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     sums = MetricSums(ranks.device)
     step = state.step if state else 0
     open_log = functools.partial(
-        MetricLog, run_dir, total_steps=config.schedule.total_steps, tensorboard=config.log.tensorboard
+        MetricLog,
+        run_dir,
+        total_steps=config.schedule.total_steps,
+        tensorboard=config.log.tensorboard,
+        wandb_config=to_dict(config) if config.log.wandb else None,
     )
     special = manifest.special_ids
     banned = banned_ids(
@@ -176,6 +185,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         open_log=open_log if ranks.is_first else None,
         log=open_log(step) if ranks.is_first else None,
         events=events,
+        peak_flops=peak_of_device(ranks.device, precision_of(ds_config)),
         step=step,
         saved_step=step if checkpoint else None,
     )

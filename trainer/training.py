@@ -19,7 +19,8 @@ from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.events import EventLog
 from disentangled.trainer.faults import RefusalCount
 from disentangled.trainer.loader import BatchLoader
-from disentangled.trainer.metrics import MetricLog, MetricSums
+from disentangled.trainer.metric_log import MetricLog
+from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.skipped_samples import Skip, num_skipped_before
 from disentangled.trainer.watchdog import Watchdog
@@ -33,6 +34,7 @@ class Training:
         engine_name: what the engines are, in words.
         skips: samples that the run passes over.
         open_log: the metric log from a step on; None on all ranks but the first, as are log and events.
+        peak_flops: of one device, None where it is not known.
         step: updates done so far.
         saved_step: the step of the newest checkpoint that this process wrote or read.
     """
@@ -55,6 +57,7 @@ class Training:
     open_log: Callable[[int], MetricLog] | None
     log: MetricLog | None
     events: EventLog | None
+    peak_flops: float | None
     step: int = 0
     saved_step: int | None = None
 
