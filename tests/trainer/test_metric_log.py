@@ -145,7 +145,7 @@ def test_wandb_gets_each_row_and_a_resume_goes_on_with_its_run(tmp_path: Path, r
         log.write(TRAINING_ROW | {"step": first_step + 7})
         log.close()
     assert [run.logged for run in runs] == [
-        [(("*",), {"step_metric": "step"}), TRAINING_TRAINING_ROW | {"step": step}, "finished"] for step in (7, 14)
+        [(("*",), {"step_metric": "step"}), TRAINING_ROW | {"step": step}, "finished"] for step in (7, 14)
     ]
     first, second = (run.settings for run in runs)
     assert first == second
