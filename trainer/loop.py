@@ -62,6 +62,8 @@ class Training:
 
 def train(training: Training, interrupt: Interrupt) -> bool:
     """Run to the last step; True when done, False when asked to stop (the state is saved in both cases)."""
+    if training.saved_step is None and training.config.continue_from.checkpoint:
+        log_evaluation(training)  # what the weights that the run continues from are worth here
     with contextlib.closing(training.loader.steps(training.step, training.config.schedule.total_steps)) as steps:
         return run_steps(training, steps, interrupt)
 

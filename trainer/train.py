@@ -23,6 +23,7 @@ from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_engines, load_state
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
+from disentangled.trainer.continue_from import load_continued
 from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.ds_config import load_ds_config
@@ -108,11 +109,18 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     checkpoint = choose_checkpoint(run_dir, ranks)
     state = load_state(checkpoint) if checkpoint else None
     check_resumable(state, ranks)
+    continued = None
+    if checkpoint is None and config.continue_from.checkpoint:
+        continued = load_continued(generator, discriminator, config, dataset)
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
         write_run_file(run_dir, config, dataset, ds_config)
         for line in describe_sources(config, stores["train"]) if len(manifest.sources) > 1 else ():
             say(line)
+        if continued is not None:
+            continued.write(run_dir)
+            for line in continued.lines():
+                say(line)
     sums = MetricSums(ranks.device)
     if checkpoint and state:
         load_engines(checkpoint, engines)
@@ -120,6 +128,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
             sums.restore(state.sums)
             say(f"resuming at step {state.step} from {checkpoint}")
     step = state.step if state else 0
+    first_row = step if checkpoint else -1  # a new run that continues from other weights has a row at step 0
     special = manifest.special_ids
     banned = banned_ids(
         engines.generator.module.config.vocab_size,
@@ -145,7 +154,9 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
         accumulation=accumulation,
         sums=sums,
-        log=MetricLog(run_dir, step, config.schedule.total_steps, config.log.tensorboard) if ranks.is_first else None,
+        log=MetricLog(run_dir, first_row, config.schedule.total_steps, config.log.tensorboard)
+        if ranks.is_first
+        else None,
         step=step,
         saved_step=step if checkpoint else None,
     )
