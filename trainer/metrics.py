@@ -82,12 +82,20 @@ def _round_loss(loss_sum: Tensor) -> Tensor:
 
 
 def summarize(sums: dict[str, float], original: Tensor, replaced: Tensor) -> dict[str, float]:
-    """Means of the sums. original, replaced: [NUM_BINS] counts by the probability of being replaced."""
-    masked, live = max(1.0, sums["num_masked"]), max(1.0, sums["num_live"])
-    return {
+    """Means of the sums, without the discriminator's where it has not run.
+
+    Args:
+        original, replaced: [NUM_BINS] counts by the probability of being replaced.
+    """
+    masked, live = max(1.0, sums["num_masked"]), sums["num_live"]
+    means = {
         "mlm_loss": sums["mlm_loss_sum"] / masked,
         "mlm_accuracy": sums["num_correct"] / masked,
         "sampled_accuracy": sums["num_sampled_correct"] / masked,
+    }
+    if live == 0:
+        return means
+    return means | {
         "replaced_fraction": float(replaced.sum()) / live,
         "rtd_loss": sums["rtd_loss_sum"] / live,
         "rtd_auc": area_under_curve(original, replaced),
@@ -169,8 +177,9 @@ def console_line(row: dict[str, float], total_steps: int) -> str:
         )
     rate = f"{row['generator_learning_rate']:.1e}".replace("e-0", "e-")
     remaining = row["seconds_per_step"] * (total_steps - row["step"])
+    rtd = f"rtd {row['rtd_loss']:.3f} auc {row['rtd_auc']:.3f}" if "rtd_loss" in row else "generator alone"
     return (
-        f"{step}  mlm {row['mlm_loss']:.3f}  rtd {row['rtd_loss']:.3f} auc {row['rtd_auc']:.3f}  "
+        f"{step}  mlm {row['mlm_loss']:.3f}  {rtd}  "
         f"lr {rate}  {_scale(row['tokens_per_second'])} tok/s {_scale(row['achieved_tflops'] * 1e12)} FLOP/s  "
         f"{_clock(remaining)} left"
     )

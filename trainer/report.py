@@ -85,6 +85,7 @@ def draw_curves(training: list[Row], held_out: list[Row], unigram: float | None)
 
 
 def _curve(panel: Axes, rows: list[Row], name: str, label: str, color: str) -> None:
+    rows = [row for row in rows if name in row]  # a generator that trains alone reports no discriminator
     panel.plot([row["step"] for row in rows], [row[name] for row in rows], color=color, label=label, linewidth=1.6)
 
 

@@ -22,8 +22,8 @@ from transformers import AutoModel, AutoTokenizer
 from disentangled.data_prep.shard_schema import load_manifest, open_shard
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
-from disentangled.model.hf_checkpoint import DELTA, WORD_EMBEDDINGS
 from disentangled.model.layout import padded_layout
+from disentangled.model.published_names import DELTA, WORD_EMBEDDINGS
 from disentangled.trainer import export
 from disentangled.trainer.checkpoint import MANIFEST, hash_file, step_name
 from disentangled.trainer.dataset import LocalDataset
