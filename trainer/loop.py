@@ -32,6 +32,8 @@ def train(training: Training, interrupt: Interrupt) -> bool:
         OSError: the last checkpoint could not be written.
     """
     total_steps = training.config.schedule.total_steps
+    if training.saved_step is None and training.config.continue_from.checkpoint:
+        log_evaluation(training)  # what the weights that the run continues from are worth here
     with (
         contextlib.closing(training.watchdog),
         ProgressBar(total_steps, training.step, is_wanted=training.ranks.is_first) as bar,

@@ -145,8 +145,9 @@ def console_line(row: dict[str, float], total_steps: int) -> str:
         use = f"{row['model_flops_utilization']:.1%} MFU"
     else:
         use = f"{scale(row['achieved_tflops'] * 1e12)} FLOP/s"
+    rtd = f"rtd {row['rtd_loss']:.3f} auc {row['rtd_auc']:.3f}" if "rtd_loss" in row else "generator alone"
     return (
-        f"{step}  mlm {row['mlm_loss']:.3f}  rtd {row['rtd_loss']:.3f} auc {row['rtd_auc']:.3f}  "
+        f"{step}  mlm {row['mlm_loss']:.3f}  {rtd}  "
         f"lr {rate}  {scale(row['tokens_per_second'])} tok/s {use}  {clock(row['remaining_seconds'])} left"
     )
 

@@ -85,12 +85,20 @@ def _round_loss(loss_sum: Tensor) -> Tensor:
 
 
 def summarize(sums: dict[str, float], original: Tensor, replaced: Tensor) -> dict[str, float]:
-    """Means of the sums. original, replaced: [NUM_BINS] counts by the probability of being replaced."""
-    masked, live = max(1.0, sums["num_masked"]), max(1.0, sums["num_live"])
-    return {
+    """Means of the sums, without the discriminator's where it has not run.
+
+    Args:
+        original, replaced: [NUM_BINS] counts by the probability of being replaced.
+    """
+    masked, live = max(1.0, sums["num_masked"]), sums["num_live"]
+    means = {
         "mlm_loss": sums["mlm_loss_sum"] / masked,
         "mlm_accuracy": sums["num_correct"] / masked,
         "sampled_accuracy": sums["num_sampled_correct"] / masked,
+    }
+    if live == 0:
+        return means
+    return means | {
         "replaced_fraction": float(replaced.sum()) / live,
         "rtd_loss": sums["rtd_loss_sum"] / live,
         "rtd_auc": area_under_curve(original, replaced),

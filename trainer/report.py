@@ -129,7 +129,7 @@ def make_tiles(training: Sequence[Row], held_out: Sequence[Row], events: Sequenc
     tiles = [
         ("MLM loss, training", f"{training[-1]['mlm_loss']:.3f}"),
         ("MLM loss, held out", _format(last.get("validation_mlm_loss"), ".3f")),
-        ("RTD AUC, training", f"{training[-1]['rtd_auc']:.3f}"),
+        ("RTD AUC, training", _format(training[-1].get("rtd_auc"), ".3f")),
         ("RTD AUC, held out", _format(last.get("validation_rtd_auc"), ".3f")),
         ("tokens/s", scale(training[-1]["tokens_per_second"])),
         ("MFU", _format(last.get("model_flops_utilization"), ".1%")),

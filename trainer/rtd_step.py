@@ -6,6 +6,8 @@ What, in order (arXiv 2111.09543 section 3.3, and the original code's decoupled 
 2. generator: for each micro-batch masked forward, replacements drawn from the same logits, backward; then its update;
 3. discriminator: rows of the E_G just updated are looked up and detached, E_Delta added, forward over the corrupted
    text, lambda * RTD loss backward; then its update.
+In the first continue_from.generator_warmup_steps steps of a continued run 3 is left out altogether: the discriminator's
+weights and its optimizer's state stay as they are. Its input does not quite: E_G, on which E_Delta lies, moves.
 For es the discriminator goes between the generator's forward and its backward, because both gradients meet in E.
 Nothing is read back from the device.
 Used by: trainer/loop.py. Tested by tests/trainer/test_rtd_step.py and tests/integration/.
@@ -49,10 +51,11 @@ class RtdStep:
     def run(self, batches: Sequence[MaskedBatch], counts: GlobalCounts, step: int, sums: MetricSums) -> None:
         """Update both models once. `step` is the number of updates done before; sums gains this step's metrics."""
         self._set_learning_rates(step)
+        trains_alone = step < self._config.continue_from.generator_warmup_steps
         # DeepSpeed averages gradients over ranks: the factor makes that a sum
         mlm_weight = self._world_size / max(1, counts.num_masked)
         rtd_weight = self._world_size * self._config.optimizer.rtd_lambda / max(1, counts.num_live)
-        if self._sharing == "es":
+        if self._sharing == "es" and not trains_alone:
             self._run_shared(batches, mlm_weight, rtd_weight, step, sums)
             return
         corrupted = []
@@ -60,6 +63,8 @@ class RtdStep:
             output = self._generate(batch, batch.layout(), step, sums)
             self._engines.generator.update(output.mlm_loss_sum * mlm_weight)
             corrupted.append(output.corrupted_ids)
+        if trains_alone:
+            return
         rows = self._generator_rows(corrupted)
         for batch, corrupted_ids, shared_rows in zip(batches, corrupted, rows, strict=True):
             judged = self._discriminate(batch, batch.layout(), corrupted_ids, shared_rows, step, sums)

@@ -172,6 +172,28 @@ class FaultsSection:
 
 
 @dataclass(frozen=True)
+class ContinueSection:
+    """Weights that a new run begins with: trainer/continue_from.py. A resumed run does not read them again."""
+
+    checkpoint: str = ""  # a folder or a weight file; empty: random initial weights
+    generator: str = ""  # the generator's folder or weight file, where it is not found beside the checkpoint
+    tokenizer: str = ""  # the checkpoint's spm.model, where it is not beside it; "shards": its ids are the shards' ids
+    generator_init: str = "copy"  # where no generator is given: "copy" the discriminator's first layers, or "random"
+    generator_warmup_steps: int = 0  # the first steps of the run, in which the generator trains alone
+
+    def __post_init__(self) -> None:
+        check_choice("continue_from", self, "generator_init", ("copy", "random"))
+        check_least("continue_from", self, 0, "generator_warmup_steps")
+        if not self.checkpoint:
+            for entry in fields(self):
+                if getattr(self, entry.name) != entry.default:
+                    raise ValueError(
+                        f"continue_from.{entry.name} is set without continue_from.checkpoint: "
+                        "add continue_from.checkpoint=DIR, or leave both out"
+                    )
+
+
+@dataclass(frozen=True)
 class RunSection:
     """Where results go, and the seed of all random numbers."""
 

@@ -26,6 +26,7 @@ from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_state, step_of
 from disentangled.trainer.checkpoint_writer import CheckpointWriter
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
+from disentangled.trainer.continue_from import load_continued
 from disentangled.trainer.dataset import Dataset, open_dataset, tokenizer_path
 from disentangled.trainer.device_peaks import peak_of_device
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
@@ -138,13 +139,21 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     checkpoint = choose_checkpoint(run_dir, ranks, events)
     state = load_state(checkpoint) if checkpoint else None
     watchdog = Watchdog(run_dir, ranks.rank, config.faults.hang_seconds)
+    continued = None
+    if checkpoint is None and config.continue_from.checkpoint:
+        continued = load_continued(generator, discriminator, config, dataset)
     engines = build_engines(generator, discriminator, config, ds_config, accumulation)
     if ranks.is_first:
         write_run_file(run_dir, config, dataset, ds_config)
         for line in describe_sources(config, stores["train"]) if len(manifest.sources) > 1 else ():
             say(line)
+        if continued is not None:
+            continued.write(run_dir)
+            for line in continued.lines():
+                say(line)
     sums = MetricSums(ranks.device)
     step = state.step if state else 0
+    first_row = step if checkpoint else -1  # a new run that continues from other weights has a row at step 0
     open_log = functools.partial(
         MetricLog,
         run_dir,
@@ -183,7 +192,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         refusals=RefusalCount(config.faults),
         skips=read_skips(run_dir),
         open_log=open_log if ranks.is_first else None,
-        log=open_log(step) if ranks.is_first else None,
+        log=open_log(first_row) if ranks.is_first else None,
         events=events,
         peak_flops=peak_of_device(ranks.device, precision_of(ds_config)),
         step=step,

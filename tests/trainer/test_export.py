@@ -21,8 +21,8 @@ from transformers import AutoModel, AutoTokenizer
 from disentangled.data_prep.shard_schema import load_manifest, open_shard
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
-from disentangled.model.hf_checkpoint import DELTA, WORD_EMBEDDINGS
 from disentangled.model.layout import padded_layout
+from disentangled.model.published_names import DELTA, WORD_EMBEDDINGS
 from disentangled.trainer import export
 from disentangled.trainer.checkpoint import MODELS, TrainerState, seal, step_name
 from disentangled.trainer.checkpoint_writer import write_part

@@ -62,3 +62,7 @@ def test_a_loss_that_is_no_number_comes_first() -> None:
     rows = make_rows(lambda step: 0.9, lambda step: 0.8, 2000)
     rows[-3]["rtd_loss"] = math.nan
     assert judge_discriminator(rows, 100).kind == "broken"
+
+
+def test_generator_that_trains_alone_is_no_verdict() -> None:
+    assert judge_discriminator([{"step": 100.0, "mlm_loss": 5.0}], warmup_steps=10).kind == "early"
