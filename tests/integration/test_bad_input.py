@@ -69,12 +69,12 @@ def test_folder_of_another_run_is_refused(straight: Path, shards: Path) -> None:
 
 def test_folder_in_use_is_refused(straight: Path, shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(straight, tmp_path / "run"))
-    with (folder / "lock").open("r+") as file:
+    before = read_tree(folder)
+    with (folder / "lock").open("r+") as file:  # whoever reads it in this process and closes it gives the lock up
         fcntl.lockf(file, fcntl.LOCK_EX)
-        before = read_tree(folder)
         finished = run_alone(shards, folder)
-        assert_one_line(finished, f"run.dir {folder} is in use by process ", "wait for its end, or use another run.dir")
-        assert read_tree(folder) == before
+    assert_one_line(finished, f"run.dir {folder} is in use by process ", "wait for its end, or use another run.dir")
+    assert read_tree(folder) == before
 
 
 def test_run_without_a_whole_checkpoint_is_refused(straight: Path, shards: Path, tmp_path: Path) -> None:
