@@ -72,10 +72,10 @@ class ModelEngine:
         is_scaling = self.deepspeed.fp16_enabled() and scaler is not None and scaler.loss_scale > 1.0
         return "" if is_scaling and self.guard.is_unseen else self.guard.refusal
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the rate of all parameter groups."""
+    def set_learning_rate(self, learning_rate: float, resting_group: str | None = None) -> None:
+        """Set the rate of all parameter groups; that of the resting one to 0, where nothing moves or decays."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = 0.0 if resting_group is not None and group["name"] == resting_group else learning_rate
 
     def gradient_norm(self) -> float:
         """The gradient's norm before clipping at the last update, infinite where it was refused; reads the device."""
@@ -168,9 +168,10 @@ def build_engines(
     )
     engines = []
     for model, rate in zip((generator, discriminator), peak_learning_rates(config.optimizer), strict=True):
+        table_apart = model is generator and config.continue_from.generator_warmup_steps > 0
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, config.optimizer, rate),
+            optimizer=build_optimizer(model, config.optimizer, rate, table_apart),
             config=dict(merged),
             dist_init_required=False,
         )

@@ -1,7 +1,7 @@
 """An engine's state by parameter name: taken to the host, and put into an engine of any stage and number of ranks.
 
 What: fp32 weights, moments, what the optimizer counts, the loss scale and skipped updates. DeepSpeed's own checkpoints
-can be read by the same stage and number of ranks only; see docs/decisions/0007-checkpoints-by-name.md.
+can be read by the same stage and number of ranks only; see docs/decisions/0008-checkpoints-by-name.md.
 Used by: trainer/checkpoint.py. Tested by tests/trainer/test_fragments.py and tests/integration/test_other_ranks.py.
 """
 

@@ -9,7 +9,10 @@ Not here: how the rate moves (schedule.py).
 import torch
 from torch import nn
 
+from disentangled.model.published_names import WORD_EMBEDDINGS
 from disentangled.trainer.sections import OptimizerSection
+
+TABLE_GROUP = "table"
 
 
 def decays(name: str) -> bool:
@@ -17,10 +20,21 @@ def decays(name: str) -> bool:
     return not (name.endswith("bias") or name.endswith("LayerNorm.weight"))
 
 
-def build_optimizer(model: nn.Module, section: OptimizerSection, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model` in two groups, `decay` and `no_decay`."""
+def build_optimizer(
+    model: nn.Module, section: OptimizerSection, learning_rate: float, table_apart: bool = False
+) -> torch.optim.AdamW:
+    """AdamW over all parameters of `model` in two groups, `decay` and `no_decay`.
+
+    Args:
+        table_apart: the embedding table, which decays too, in a third group, `table`, so that it can rest.
+    """
     named = list(model.named_parameters())
-    groups = [
+    groups: list[dict[str, object]] = []
+    if table_apart:
+        table = [p for n, p in named if n == WORD_EMBEDDINGS]
+        named = [(n, p) for n, p in named if n != WORD_EMBEDDINGS]
+        groups.append({"name": TABLE_GROUP, "params": table, "weight_decay": section.weight_decay})
+    groups += [
         {"name": "decay", "params": [p for n, p in named if decays(n)], "weight_decay": section.weight_decay},
         {"name": "no_decay", "params": [p for n, p in named if not decays(n)], "weight_decay": 0.0},
     ]

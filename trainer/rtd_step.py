@@ -6,8 +6,8 @@ What, in order (arXiv 2111.09543 section 3.3, and the original code's decoupled 
 2. generator: for each micro-batch masked forward, replacements drawn from the same logits, backward; then its update;
 3. discriminator: rows of the E_G just updated are looked up and detached, E_Delta added, forward over the corrupted
    text, lambda * RTD loss backward; then its update.
-In the first continue_from.generator_warmup_steps steps of a continued run 3 is left out altogether: the discriminator's
-weights and its optimizer's state stay as they are. Its input does not quite: E_G, on which E_Delta lies, moves.
+In the first continue_from.generator_warmup_steps steps of a continued run 3 is left out altogether and E_G rests: the
+discriminator's weights, its optimizer's state and its embeddings E_G + E_Delta stay as they are, to the bit.
 For es the discriminator goes between the generator's forward and its backward, because both gradients meet in E.
 Nothing is read back from the device.
 Used by: trainer/loop.py. Tested by tests/trainer/test_rtd_step.py and tests/integration/.
@@ -25,7 +25,7 @@ from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.metrics import MetricSums
-from disentangled.trainer.optim import peak_learning_rates
+from disentangled.trainer.optim import TABLE_GROUP, peak_learning_rates
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.schedule import learning_rate_factor
 
@@ -50,8 +50,8 @@ class RtdStep:
 
     def run(self, batches: Sequence[MaskedBatch], counts: GlobalCounts, step: int, sums: MetricSums) -> None:
         """Update both models once. `step` is the number of updates done before; sums gains this step's metrics."""
-        self._set_learning_rates(step)
         trains_alone = step < self._config.continue_from.generator_warmup_steps
+        self._set_learning_rates(step, TABLE_GROUP if trains_alone else None)
         # DeepSpeed averages gradients over ranks: the factor makes that a sum
         mlm_weight = self._world_size / max(1, counts.num_masked)
         rtd_weight = self._world_size * self._config.optimizer.rtd_lambda / max(1, counts.num_live)
@@ -119,8 +119,8 @@ class RtdStep:
         with self._engines.generator_rows() as look_up:
             return [look_up(ids) for ids in corrupted]
 
-    def _set_learning_rates(self, step: int) -> None:
+    def _set_learning_rates(self, step: int, resting_group: str | None) -> None:
         factor = learning_rate_factor(step, self._config.schedule)
         generator_rate, discriminator_rate = peak_learning_rates(self._config.optimizer)
-        self._engines.generator.set_learning_rate(generator_rate * factor)
+        self._engines.generator.set_learning_rate(generator_rate * factor, resting_group)
         self._engines.discriminator.set_learning_rate(discriminator_rate * factor)

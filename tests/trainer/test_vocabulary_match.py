@@ -1,5 +1,6 @@
 """Old rows for new tokens. The models are written by hand, so that every row is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_rows_of_equal_pieces_are_copied_to_the_bit() -> None:
     assert torch.equal(carried[[7, 9, 10, 12, 13, 14, 15]], initial[[7, 9, 10, 12, 13, 14, 15]])
     bias = match_vocabularies(NEW, OLD).carry(table[:, 0], initial[:, 0])
     assert torch.equal(bias, carried[:, 0])
+
+
+def test_piece_of_text_that_looks_like_a_byte_is_none() -> None:
+    text = replace(NEW, kinds=tuple(PieceKind.NORMAL if kind == PieceKind.BYTE else kind for kind in NEW.kinds))
+    match = match_vocabularies(text, OLD)
+    assert match.carry(OLD_TABLE, INITIAL)[8, 0] == -9
+    assert (match.num_found, match.num_composed) == (7, 1)
 
 
 def test_same_vocabulary_keeps_padding_rows_where_both_have_them() -> None:

@@ -53,8 +53,9 @@ class Parts:
     def plain_engines(self, accumulation: int = 1) -> EnginePair:
         """Both models in plain torch, stepped after `accumulation` micro-batches."""
         section = self.config.optimizer
+        table_apart = self.config.continue_from.generator_warmup_steps > 0
         return EnginePair(
-            PlainEngine(self.generator, section, accumulation),  # type: ignore[arg-type]
+            PlainEngine(self.generator, section, accumulation, table_apart),  # type: ignore[arg-type]
             PlainEngine(self.discriminator, section, accumulation),  # type: ignore[arg-type]
             zero_stage=0,
         )
