@@ -7,6 +7,9 @@ What, in order (arXiv 2111.09543 section 3.3, and the original code's decoupled 
 3. discriminator: rows of the E_G just updated are looked up and detached, E_Delta added, forward over the corrupted
    text, lambda * RTD loss backward; then its update.
 For es the discriminator goes between the generator's forward and its backward, because both gradients meet in E.
+`optimizer.update = "joint"` is the ablation of one loss L_MLM + lambda L_RTD (arXiv 2003.10555 section 3.2): the rows of
+E_G are looked up before it moves. RTD's gradient reaches nothing of the generator's, so two updates from the same
+weights are the one update of that loss; only clipping stays per model. es is joint by nature, and nes shares nothing.
 Nothing is read back from the device.
 Used by: trainer/loop.py. Tested by tests/trainer/test_rtd_step.py and tests/integration/.
 """
@@ -54,7 +57,15 @@ class RtdStep:
         rtd_weight = self._world_size * self._config.optimizer.rtd_lambda / max(1, counts.num_live)
         if self._sharing == "es":
             self._run_shared(batches, mlm_weight, rtd_weight, step, sums)
-            return
+        elif self._config.optimizer.update == "joint":
+            self._run_joint(batches, mlm_weight, rtd_weight, step, sums)
+        else:
+            self._run_decoupled(batches, mlm_weight, rtd_weight, step, sums)
+
+    def _run_decoupled(
+        self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
+    ) -> None:
+        """The generator moves first; the discriminator sees the E_G just updated."""
         corrupted = []
         for batch in batches:
             output = self._generate(batch, batch.layout(), step, sums)
@@ -63,6 +74,18 @@ class RtdStep:
         rows = self._generator_rows(corrupted)
         for batch, corrupted_ids, shared_rows in zip(batches, corrupted, rows, strict=True):
             judged = self._discriminate(batch, batch.layout(), corrupted_ids, shared_rows, step, sums)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
+
+    def _run_joint(
+        self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
+    ) -> None:
+        """Both models move from the same weights: each micro-batch's rows are taken before its update, the last too."""
+        for batch in batches:
+            layout = batch.layout()
+            output = self._generate(batch, layout, step, sums)
+            (rows,) = self._generator_rows([output.corrupted_ids])
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight)
+            judged = self._discriminate(batch, layout, output.corrupted_ids, rows, step, sums)
             self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
 
     def _run_shared(

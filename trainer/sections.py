@@ -14,6 +14,9 @@ from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
 from disentangled.trainer.packing import PACKINGS
 
 
+UPDATES = ("decoupled", "joint")
+
+
 @dataclass(frozen=True)
 class ModelSection(DebertaConfig):
     """The discriminator's architecture and what the pair adds to it."""
@@ -111,9 +114,11 @@ class OptimizerSection:
     weight_decay: float = 0.01
     gradient_clipping: float = 1.0  # per model; 0 switches it off
     rtd_lambda: float = 50.0
+    update: str = "decoupled"  # the generator first, as in the paper; or joint: see trainer/rtd_step.py
 
     def __post_init__(self) -> None:
         check_between("optimizer", self, "beta1", "beta2")
+        check_choice("optimizer", self, "update", UPDATES)
         for name in ("learning_rate", "rtd_lambda", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it must be above 0")

@@ -17,6 +17,7 @@ from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.metrics import MetricSums
+from disentangled.trainer.optim import build_optimizer
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.schedule import learning_rate_factor
 from tests.trainer.tiny_run import CPU, Parts, build_parts, tiny_config
@@ -248,6 +249,52 @@ def test_es_gives_the_table_the_sum_of_both_gradients(shards: Path) -> None:
         for parameter, weight in getattr(parts, name).named_parameters():
             torch.testing.assert_close(weight.grad, of_joint[parameter].grad, rtol=1e-9, atol=1e-12)
     assert parts.generator.word_embeddings.grad is not None
+
+
+def joint_step(parts: Parts, optimizer: torch.optim.Optimizer, batches: Sequence[MaskedBatch], step: int) -> None:
+    """One loss L_MLM + lambda L_RTD, one backward, one update of all weights; RTD's gradient stops at E_G."""
+    counts, config = counts_of(batches), parts.config
+    for group in optimizer.param_groups:
+        group["lr"] = config.optimizer.learning_rate * learning_rate_factor(step, config.schedule)
+    noises = (generator_noise(config.run.seed, step), discriminator_noise(config.run.seed, step))
+    losses = []
+    for batch in batches:
+        layout = batch.layout()
+        made = parts.generator(batch.original_ids, layout, batch.masked_rows, noises[0], parts.sampling)
+        rows = parts.generator.word_embeddings.detach()[made.corrupted_ids]
+        judged = parts.discriminator(made.corrupted_ids, batch.original_ids, layout, noises[1], rows)
+        losses.append(made.mlm_loss_sum / counts.num_masked + 50.0 * judged.rtd_loss_sum / counts.num_live)
+    optimizer.zero_grad()
+    torch.stack(losses).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_joint_steps_are_those_of_one_loss_and_one_optimizer(shards: Path, accumulation: int) -> None:
+    # without clipping: ours is per model, see rtd_step.py
+    one_rate = ("optimizer.discriminator_learning_rate=0", "optimizer.gradient_clipping=0")
+    parts = parts_of(shards, *one_rate, f"batch.micro_sequences={8 // accumulation}", "optimizer.update=joint")
+    expected, decoupled = copy.deepcopy(parts), parts_of(shards, *one_rate)
+    section = parts.config.optimizer
+    both = nn.ModuleList([expected.generator, expected.discriminator])
+    optimizer = build_optimizer(both, section, section.learning_rate)
+    for step in range(4):
+        joint_step(expected, optimizer, expected.training.step_batches(step * 8, accumulation, 0, 1), step)
+    run_steps(parts, parts.plain_engines(accumulation), 4, accumulation)
+    run_steps(decoupled, decoupled.plain_engines(2), 4, 2)
+    assert largest_difference(parts.generator, expected.generator) < ROUNDING
+    assert largest_difference(parts.discriminator, expected.discriminator) < ROUNDING
+    assert largest_difference(parts.discriminator, decoupled.discriminator) > 1e-4
+
+
+def test_joint_shows_the_discriminator_the_rows_of_before_the_update(shards: Path) -> None:
+    parts = parts_of(shards, "batch.micro_sequences=4", "optimizer.update=joint")
+    before = parts.generator.word_embeddings.detach().clone()
+    engines, _, discriminator = recorded(parts.plain_engines(2))
+    run_steps(parts, engines, 1, accumulation=2)
+    assert not torch.equal(parts.generator.word_embeddings, before)
+    for corrupted_ids, *_, rows in discriminator.calls:
+        assert torch.equal(rows, F.embedding(corrupted_ids, before)) and not rows.requires_grad
 
 
 def test_nes_gives_the_discriminator_no_rows(shards: Path) -> None:
