@@ -18,8 +18,10 @@ from torch import Tensor
 from disentangled.data_prep.shard_schema import Manifest
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
+from disentangled.trainer.adamw import AdamW
 from disentangled.trainer.ds_config import merge_ds_config, precision_of, zero_stage_of
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
+from disentangled.trainer.partitions import add_over_ranks, is_partitioned, parameter_sizes, partition_pieces
 from disentangled.trainer.run_config import RunConfig
 
 
@@ -143,9 +145,11 @@ def build_engines(
     for model, rate in zip((generator, discriminator), peak_learning_rates(config.optimizer), strict=True):
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, config.optimizer, rate),
+            optimizer=build_optimizer(model, config.optimizer, rate, zero_stage_of(ds_config)),
             config=dict(merged),
             dist_init_required=False,
         )
+        if isinstance(engine.basic_optimizer, AdamW) and is_partitioned(engine):
+            engine.basic_optimizer.know_pieces(partition_pieces(engine), parameter_sizes(engine), add_over_ranks)
         engines.append(ModelEngine(engine))
     return EnginePair(engines[0], engines[1], zero_stage_of(ds_config))

@@ -7,7 +7,7 @@ What, in order (arXiv 2111.09543 section 3.3, and the original code's decoupled 
 3. discriminator: rows of the E_G just updated are looked up and detached, E_Delta added, forward over the corrupted
    text, lambda * RTD loss backward; then its update.
 For es the discriminator goes between the generator's forward and its backward, because both gradients meet in E.
-`optimizer.update = "joint"` is the ablation of one loss L_MLM + lambda L_RTD (arXiv 2003.10555 section 3.2): the rows of
+`optimizer.update = "joint"` is the ablation of one loss L_MLM + lambda L_RTD (arXiv 2003.10555 section 3.2): rows of
 E_G are looked up before it moves. RTD's gradient reaches nothing of the generator's, so two updates from the same
 weights are the one update of that loss; only clipping stays per model. es is joint by nature, and nes shares nothing.
 Nothing is read back from the device.

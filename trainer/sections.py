@@ -13,8 +13,8 @@ from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
 from disentangled.trainer.packing import PACKINGS
 
-
 UPDATES = ("decoupled", "joint")
+OPTIMIZERS = ("adamw", "stable_adamw")
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,11 @@ class BatchSection:
 
 @dataclass(frozen=True)
 class OptimizerSection:
-    """AdamW for both models (arXiv 2111.09543, table 10)."""
+    """One optimizer a model, alike but for their rates (arXiv 2111.09543, table 10)."""
 
+    kind: str = "adamw"  # or stable_adamw, or the dotted path of a class of an installed library
+    bias_correction: bool = True  # of adamw and stable_adamw; the original code has none
+    options: tuple[str, ...] = ()  # further arguments of a library's class, as "name=value"
     learning_rate: float = 6e-4
     discriminator_learning_rate: float = 0.0  # 0: the same as learning_rate
     beta1: float = 0.9
@@ -119,6 +122,12 @@ class OptimizerSection:
     def __post_init__(self) -> None:
         check_between("optimizer", self, "beta1", "beta2")
         check_choice("optimizer", self, "update", UPDATES)
+        if "." not in self.kind:
+            check_choice("optimizer", self, "kind", (*OPTIMIZERS, "a dotted path such as torch.optim.RAdam"))
+            if self.options:
+                raise ValueError(f"optimizer.options is {list(self.options)}: only a library's class takes options")
+        elif not self.bias_correction:
+            raise ValueError(f"optimizer.bias_correction is false: only {' and '.join(OPTIMIZERS)} have the choice")
         for name in ("learning_rate", "rtd_lambda", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it must be above 0")
