@@ -46,11 +46,15 @@ class ModelEngine:
         """Forward."""
         return self.deepspeed(*arguments, **keywords)
 
-    def update(self, loss: Tensor) -> None:
-        """Backward of the loss as it is, and an update at a step's last micro-batch: the engine counts them."""
+    def update(self, loss: Tensor, is_last: bool) -> None:
+        """Backward of the loss as it is, and an update after a step's last micro-batch.
+
+        The engine counts micro-batches too, but as if all steps had the same number (trainer/batch_size.py).
+        """
         engine = self.deepspeed
+        engine.set_gradient_accumulation_boundary(is_last)
         engine.backward(loss, scale_wrt_gas=False)
-        if engine.is_gradient_accumulation_boundary() and not hasattr(engine.optimizer, "_global_grad_norm"):
+        if is_last and not hasattr(engine.optimizer, "_global_grad_norm"):
             norms = [norm_of(p.grad) for p in engine.module.parameters() if p.grad is not None]
             self._norm_without_optimizer = norm_of(torch.stack(norms))  # stage 0 in fp32 keeps none
         engine.step()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from disentangled.model.flops import step_flops
 from disentangled.model.generator import Sampling
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
+from disentangled.trainer.batch_size import consumed_samples
 from disentangled.trainer.checkpoint import TrainerState, save_checkpoint
 from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.engine import EnginePair
@@ -48,7 +49,6 @@ class Training:
     validation: BatchBuilder
     validation_windows: NDArray[np.int64]
     sampling: Sampling
-    accumulation: int
     sums: MetricSums
     log: MetricLog | None
     step: int = 0
@@ -57,7 +57,7 @@ class Training:
     @property
     def consumed_samples(self) -> int:
         """Samples that the updates done so far have used."""
-        return self.step * self.config.batch.global_sequences
+        return consumed_samples(self.config.batch, self.step)
 
 
 def train(training: Training, interrupt: Interrupt) -> bool:
@@ -101,7 +101,7 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
         on_device = [batch.to(ranks.device) for batch in batches]
         rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
         training.step += 1
-        speed.add(num_live, num_masked, num_pairs)
+        speed.add(len(batches) * ranks.world_size, num_live, num_masked, num_pairs)
         if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
             log_step(training, speed)
         if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
@@ -126,12 +126,13 @@ class Speedometer:
 
     def restart(self) -> None:
         """Begin a new line here."""
-        self._steps = self._tokens = self._masked = self._pairs = 0
+        self._steps = self._passes = self._tokens = self._masked = self._pairs = 0
         self._started = time.perf_counter()
 
-    def add(self, num_tokens: int, num_masked: int, num_pairs: int) -> None:
-        """Count one step over all ranks: live and masked tokens, query-key pairs inside documents."""
+    def add(self, num_passes: int, num_tokens: int, num_masked: int, num_pairs: int) -> None:
+        """Count one step over all ranks: micro-batches, live and masked tokens, query-key pairs inside documents."""
         self._steps += 1
+        self._passes += num_passes
         self._tokens += num_tokens
         self._masked += num_masked
         self._pairs += num_pairs
@@ -139,8 +140,7 @@ class Speedometer:
     def take(self, training: Training) -> dict[str, float]:
         """Rates since the last line, which begins anew. TFLOP/s are of all ranks together, padding not counted."""
         seconds = max(1e-9, time.perf_counter() - self._started)
-        steps = max(1, self._steps)
-        passes = steps * training.accumulation * training.ranks.world_size
+        steps, passes = max(1, self._steps), max(1, self._passes)
         flops = passes * step_flops(
             training.engines.generator.module.config,
             training.engines.discriminator.module.config,

@@ -69,12 +69,12 @@ class RtdStep:
         corrupted = []
         for batch in batches:
             output = self._generate(batch, batch.layout(), step, sums)
-            self._engines.generator.update(output.mlm_loss_sum * mlm_weight)
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight, batch is batches[-1])
             corrupted.append(output.corrupted_ids)
         rows = self._generator_rows(corrupted)
         for batch, corrupted_ids, shared_rows in zip(batches, corrupted, rows, strict=True):
             judged = self._discriminate(batch, batch.layout(), corrupted_ids, shared_rows, step, sums)
-            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
 
     def _run_joint(
         self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
@@ -84,9 +84,9 @@ class RtdStep:
             layout = batch.layout()
             output = self._generate(batch, layout, step, sums)
             (rows,) = self._generator_rows([output.corrupted_ids])
-            self._engines.generator.update(output.mlm_loss_sum * mlm_weight)
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight, batch is batches[-1])
             judged = self._discriminate(batch, layout, output.corrupted_ids, rows, step, sums)
-            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
 
     def _run_shared(
         self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
@@ -98,10 +98,10 @@ class RtdStep:
             assert output.shared_rows is not None
             rows = output.shared_rows.detach().requires_grad_()
             judged = self._discriminate(batch, layout, output.corrupted_ids, rows, step, sums)
-            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
             assert rows.grad is not None
             from_discriminator = (output.shared_rows * rows.grad).sum()
-            self._engines.generator.update(output.mlm_loss_sum * mlm_weight + from_discriminator)
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight + from_discriminator, batch is batches[-1])
 
     def _generate(self, batch: MaskedBatch, layout: TokenLayout, step: int, sums: MetricSums) -> GeneratorOutput:
         output: GeneratorOutput = self._engines.generator(

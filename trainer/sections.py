@@ -97,9 +97,24 @@ class BatchSection:
 
     global_sequences: int = 256
     micro_sequences: int = 32  # rows of one forward pass on one rank
+    first_sequences: int = 0  # of the first update; the rise to global_sequences takes rise_steps. 0: no warm-up
+    rise_steps: int = 0
 
     def __post_init__(self) -> None:
         check_least("batch", self, 1, "global_sequences", "micro_sequences")
+        check_least("batch", self, 0, "first_sequences", "rise_steps")
+        if bool(self.first_sequences) != bool(self.rise_steps):
+            raise ValueError(
+                f"batch.first_sequences is {self.first_sequences} and batch.rise_steps {self.rise_steps}: a "
+                "warm-up needs both, none needs neither"
+            )
+        if self.first_sequences and (
+            self.global_sequences % self.first_sequences or self.first_sequences == self.global_sequences
+        ):
+            raise ValueError(
+                f"batch.first_sequences is {self.first_sequences}: it must be a half, a third or another whole part of "
+                f"batch.global_sequences ({self.global_sequences})"
+            )
 
 
 @dataclass(frozen=True)

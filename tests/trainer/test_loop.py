@@ -30,7 +30,7 @@ def test_save_writes_each_step_once(shards: Path, monkeypatch: pytest.MonkeyPatc
     changes: dict[str, Any] = {"ranks": OneRank(), "step": 3, "saved_step": 3}
     training = Training(
         config=parts.config, dataset_id="", engines=parts.plain_engines(), loader=None,
-        validation=parts.validation, validation_windows=np.arange(1), sampling=parts.sampling, accumulation=1,
+        validation=parts.validation, validation_windows=np.arange(1), sampling=parts.sampling,
         sums=MetricSums(CPU), log=None, **changes,
     )  # fmt: skip
     save(training)  # it resumed from this very step

@@ -50,12 +50,12 @@ class Parts:
     discriminator: Discriminator
     sampling: Sampling
 
-    def plain_engines(self, accumulation: int = 1) -> EnginePair:
-        """Both models in plain torch, stepped after `accumulation` micro-batches."""
+    def plain_engines(self, moves: bool = True) -> EnginePair:
+        """Both models in plain torch; where they do not move their gradients stay."""
         section = self.config.optimizer
         return EnginePair(
-            PlainEngine(self.generator, section, accumulation),  # type: ignore[arg-type]
-            PlainEngine(self.discriminator, section, accumulation),  # type: ignore[arg-type]
+            PlainEngine(self.generator, section, moves),  # type: ignore[arg-type]
+            PlainEngine(self.discriminator, section, moves),  # type: ignore[arg-type]
             zero_stage=0,
         )
 
