@@ -18,9 +18,11 @@ from torch import Tensor
 from disentangled.data_prep.shard_schema import Manifest
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
+from disentangled.trainer.adamw import AdamW
 from disentangled.trainer.ds_config import merge_ds_config, precision_of, zero_stage_of
-from disentangled.trainer.fragments import base_optimizer
+from disentangled.trainer.fragments import base_optimizer, is_replicated
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
+from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.update_guard import UpdateGuard
 
@@ -51,11 +53,15 @@ class ModelEngine:
         """Forward."""
         return self.deepspeed(*arguments, **keywords)
 
-    def update(self, loss: Tensor) -> None:
-        """Backward of the loss as it is, and an update at a step's last micro-batch: the engine counts them."""
+    def update(self, loss: Tensor, is_last: bool) -> None:
+        """Backward of the loss as it is, and an update after a step's last micro-batch.
+
+        The engine counts micro-batches too, but as if all steps had the same number (trainer/batch_size.py).
+        """
         engine = self.deepspeed
+        engine.set_gradient_accumulation_boundary(is_last)
         engine.backward(loss, scale_wrt_gas=False)
-        if not engine.is_gradient_accumulation_boundary():
+        if not is_last:
             engine.step()
             return
         if not hasattr(engine.optimizer, "_global_grad_norm"):
@@ -171,9 +177,11 @@ def build_engines(
         table_apart = model is generator and config.continue_from.generator_warmup_steps > 0
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, config.optimizer, rate, table_apart),
+            optimizer=build_optimizer(model, config.optimizer, rate, zero_stage_of(ds_config), table_apart),
             config=dict(merged),
             dist_init_required=False,
         )
+        if isinstance(engine.basic_optimizer, AdamW) and not is_replicated(engine):
+            engine.basic_optimizer.know_pieces(*pieces_of(engine), add_over_ranks)
         engines.append(ModelEngine(engine, config.faults.spike_factor))
     return EnginePair(engines[0], engines[1], zero_stage_of(ds_config))

@@ -1,7 +1,8 @@
 """Batches ahead of time: worker processes build the next steps' micro-batches while the device computes.
 
-What: torch's DataLoader over numbered micro-batches, in order. A micro-batch depends on its number alone, so any number
-of workers, and none, gives the same ones, and a run that is resumed begins at its step's number. Workers are forked:
+What: torch's DataLoader over numbered micro-batches, in order. A micro-batch depends on its step and its number in the
+step alone, so any number of workers, and none, gives the same ones, and a resumed run begins at its step. Workers are
+forked:
 they share the mapped shards, know no device, and ignore the signals that ask the run to stop, as the rank does.
 Used by: trainer/train.py, loop.py. Tested by: tests/trainer/test_loader.py.
 Not here: what is in a batch (batch.py).
@@ -15,8 +16,10 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
+from disentangled.trainer.batch_size import consumed_samples, micro_batches_at
 from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.order import rank_slice
+from disentangled.trainer.sections import BatchSection
 from disentangled.trainer.skipped_samples import Skip, num_skipped_before
 
 # Micro-batches that a worker is ahead by: one to be fetched and one being built.
@@ -27,9 +30,7 @@ PREFETCH = 2
 class Slicing:
     """Which samples of each step are this rank's."""
 
-    global_sequences: int
-    micro_sequences: int
-    accumulation: int
+    batch: BatchSection
     rank: int
     world_size: int
 
@@ -39,21 +40,19 @@ class DataError(ValueError):
 
 
 class MicroBatches(Dataset[MaskedBatch | DataError]):
-    """Micro-batch number step * accumulation + k of this rank."""
+    """This rank's micro-batch (step, number in the step)."""
 
     def __init__(self, builder: BatchBuilder, slicing: Slicing, skips: Sequence[Skip]) -> None:
         self._builder = builder
         self._slicing = slicing
         self._skips = skips
 
-    def __getitem__(self, number: int) -> MaskedBatch | DataError:
-        slicing = self._slicing
-        step, k = divmod(number, slicing.accumulation)
-        consumed = step * slicing.global_sequences + num_skipped_before(step, self._skips)
+    def __getitem__(self, place: tuple[int, int]) -> MaskedBatch | DataError:
+        step, number = place
+        batch, rank, world_size = self._slicing.batch, self._slicing.rank, self._slicing.world_size
+        consumed = consumed_samples(batch, step) + num_skipped_before(step, self._skips)
         try:
-            return self._builder.build(
-                rank_slice(consumed, k, slicing.rank, slicing.world_size, slicing.micro_sequences)
-            )
+            return self._builder.build(rank_slice(consumed, number, rank, world_size, batch.micro_sequences))
         except (ValueError, OSError) as error:
             return DataError(str(error))  # raised here, it would lose its type and gain a traceback
 
@@ -64,7 +63,6 @@ class BatchLoader:
     def __init__(self, builder: BatchBuilder, slicing: Slicing, num_workers: int = 0, pin_memory: bool = False) -> None:
         self._builder = builder
         self._slicing = slicing
-        self._accumulation = slicing.accumulation
         self._num_workers = num_workers
         self._pin_memory = pin_memory
 
@@ -78,25 +76,28 @@ class BatchLoader:
         Raises:
             DataError: a batch cannot be built, for instance because a shard is damaged.
         """
-        numbers = range(first * self._accumulation, stop * self._accumulation)
+        places = ((step, number) for step in range(first, stop) for number in range(self._num_batches(step)))
         loader = DataLoader(
             MicroBatches(self._builder, self._slicing, skips),
             batch_size=None,
-            sampler=numbers,
+            sampler=places,
             num_workers=self._num_workers,
             prefetch_factor=PREFETCH if self._num_workers else None,
             multiprocessing_context="fork" if self._num_workers else None,
             pin_memory=self._pin_memory,
             worker_init_fn=_ignore_stop_signals,
         )
-        batches = []
+        step, batches = first, []
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
             batches.append(batch)
-            if len(batches) == self._accumulation:
+            if len(batches) == self._num_batches(step):
                 yield batches
-                batches = []
+                step, batches = step + 1, []
+
+    def _num_batches(self, step: int) -> int:
+        return micro_batches_at(self._slicing.batch, step, self._slicing.world_size)
 
 
 def _ignore_stop_signals(worker: int) -> None:

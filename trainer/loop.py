@@ -91,7 +91,7 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
         rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
         note_refusals(training)
         training.step += 1
-        speed.add(num_live, num_masked, num_pairs)
+        speed.add(len(batches) * ranks.world_size, num_live, num_masked, num_pairs)
         if training.refusals.is_too_many:
             roll_back(training)
             return Ending.ROLLED_BACK
@@ -122,7 +122,6 @@ def start_speedometer(training: Training) -> Speedometer:
     return Speedometer(
         engines.generator.module.config,
         engines.discriminator.module.config,
-        training.accumulation,
         training.ranks,
         pace,
         training.peak_flops,

@@ -20,6 +20,7 @@ from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.dataset import open_dataset, tokenizer_path
 from disentangled.trainer.run_config import RunConfig, load_run_config
+from disentangled.trainer.sections import BatchSection
 from disentangled.trainer.shards import WindowStore
 from disentangled.trainer.train import describe_sources, make_builder, make_order, open_windows
 
@@ -41,10 +42,17 @@ def describe_run(config: RunConfig, manifest: Manifest, store: WindowStore) -> l
     dropped = manifest.counts["train"].num_tokens - store.num_tokens
     least = config.data.minimum_piece_tokens
     return [
-        f"{config.schedule.total_steps:,} steps of {config.batch.global_sequences:,} rows:",
+        f"{config.schedule.total_steps:,} steps of {describe_sizes(config.batch)} rows:",
         *describe_sources(config, store),
         f"left out: {dropped:,} tokens, ends of long documents with fewer than {least} each",
     ]
+
+
+def describe_sizes(batch: BatchSection) -> str:
+    """The rows of a step, in words."""
+    if not batch.rise_steps:
+        return f"{batch.global_sequences:,}"
+    return f"{batch.first_sequences:,} and, from step {batch.rise_steps:,} on, {batch.global_sequences:,}"
 
 
 def draw_sample(batch: MaskedBatch, row_tokens: int, pieces: sentencepiece.SentencePieceProcessor) -> list[str]:

@@ -9,6 +9,9 @@ What, in order (arXiv 2111.09543 section 3.3, and the original code's decoupled 
 In the first continue_from.generator_warmup_steps steps of a continued run 3 is left out altogether and E_G rests: the
 discriminator's weights, its optimizer's state and its embeddings E_G + E_Delta stay as they are, to the bit.
 For es the discriminator goes between the generator's forward and its backward, because both gradients meet in E.
+`optimizer.update = "joint"` is the ablation of one loss L_MLM + lambda L_RTD (arXiv 2003.10555 section 3.2): rows of
+E_G are looked up before it moves. RTD's gradient reaches nothing of the generator's, so two updates from the same
+weights are the one update of that loss; only clipping stays per model. es is joint by nature, and nes shares nothing.
 Nothing is read back from the device.
 Used by: trainer/loop.py. Tested by tests/trainer/test_rtd_step.py and tests/integration/.
 """
@@ -55,20 +58,47 @@ class RtdStep:
         # DeepSpeed averages gradients over ranks: the factor makes that a sum
         mlm_weight = self._world_size / max(1, counts.num_masked)
         rtd_weight = self._world_size * self._config.optimizer.rtd_lambda / max(1, counts.num_live)
-        if self._sharing == "es" and not trains_alone:
-            self._run_shared(batches, mlm_weight, rtd_weight, step, sums)
-            return
-        corrupted = []
-        for batch in batches:
-            output = self._generate(batch, batch.layout(), step, sums)
-            self._engines.generator.update(output.mlm_loss_sum * mlm_weight)
-            corrupted.append(output.corrupted_ids)
         if trains_alone:
-            return
+            self._train_generator(batches, mlm_weight, step, sums)
+        elif self._sharing == "es":
+            self._run_shared(batches, mlm_weight, rtd_weight, step, sums)
+        elif self._config.optimizer.update == "joint":
+            self._run_joint(batches, mlm_weight, rtd_weight, step, sums)
+        else:
+            self._run_decoupled(batches, mlm_weight, rtd_weight, step, sums)
+
+    def _run_decoupled(
+        self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
+    ) -> None:
+        """The generator moves first; the discriminator sees the E_G just updated."""
+        corrupted = self._train_generator(batches, mlm_weight, step, sums)
         rows = self._generator_rows(corrupted)
         for batch, corrupted_ids, shared_rows in zip(batches, corrupted, rows, strict=True):
             judged = self._discriminate(batch, batch.layout(), corrupted_ids, shared_rows, step, sums)
-            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
+
+    def _train_generator(
+        self, batches: Sequence[MaskedBatch], mlm_weight: float, step: int, sums: MetricSums
+    ) -> list[Tensor]:
+        """The generator's update; returns each micro-batch's corrupted ids [T]."""
+        corrupted = []
+        for batch in batches:
+            output = self._generate(batch, batch.layout(), step, sums)
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight, batch is batches[-1])
+            corrupted.append(output.corrupted_ids)
+        return corrupted
+
+    def _run_joint(
+        self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
+    ) -> None:
+        """Both models move from the same weights: each micro-batch's rows are taken before its update, the last too."""
+        for batch in batches:
+            layout = batch.layout()
+            output = self._generate(batch, layout, step, sums)
+            (rows,) = self._generator_rows([output.corrupted_ids])
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight, batch is batches[-1])
+            judged = self._discriminate(batch, layout, output.corrupted_ids, rows, step, sums)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
 
     def _run_shared(
         self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
@@ -80,10 +110,10 @@ class RtdStep:
             assert output.shared_rows is not None
             rows = output.shared_rows.detach().requires_grad_()
             judged = self._discriminate(batch, layout, output.corrupted_ids, rows, step, sums)
-            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
             assert rows.grad is not None
             from_discriminator = (output.shared_rows * rows.grad).sum()
-            self._engines.generator.update(output.mlm_loss_sum * mlm_weight + from_discriminator)
+            self._engines.generator.update(output.mlm_loss_sum * mlm_weight + from_discriminator, batch is batches[-1])
 
     def _generate(self, batch: MaskedBatch, layout: TokenLayout, step: int, sums: MetricSums) -> GeneratorOutput:
         output: GeneratorOutput = self._engines.generator(

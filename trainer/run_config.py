@@ -74,10 +74,11 @@ class RunConfig:
 
 
 def accumulation_steps(batch: BatchSection, world_size: int) -> int:
-    """Micro-batches that each rank runs for one global batch.
+    """Micro-batches that each rank runs for one global batch of full size.
 
     Raises:
         ValueError: the global batch is no multiple of micro_sequences times the ranks; names the nearest that is.
+            Or the first one of a warm-up is none.
     """
     per_pass = batch.micro_sequences * world_size
     accumulation, rest = divmod(batch.global_sequences, per_pass)
@@ -93,6 +94,12 @@ def accumulation_steps(batch: BatchSection, world_size: int) -> int:
         raise ValueError(
             f"batch.global_sequences {batch.global_sequences} is not a multiple of batch.micro_sequences "
             f"{batch.micro_sequences} x {world_size} ranks: set batch.global_sequences={nearest}{keep_global}"
+        )
+    if batch.first_sequences % per_pass:
+        raise ValueError(
+            f"batch.first_sequences {batch.first_sequences} is not a multiple of batch.micro_sequences "
+            f"{batch.micro_sequences} x {world_size} ranks: set batch.micro_sequences lower or "
+            f"batch.first_sequences to such a multiple"
         )
     return accumulation
 

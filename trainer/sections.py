@@ -13,6 +13,9 @@ from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
 from disentangled.trainer.packing import PACKINGS
 
+UPDATES = ("decoupled", "joint")
+OPTIMIZERS = ("adamw", "stable_adamw")
+
 
 @dataclass(frozen=True)
 class ModelSection(DebertaConfig):
@@ -94,15 +97,33 @@ class BatchSection:
 
     global_sequences: int = 256
     micro_sequences: int = 32  # rows of one forward pass on one rank
+    first_sequences: int = 0  # of the first update; the rise to global_sequences takes rise_steps. 0: no warm-up
+    rise_steps: int = 0
 
     def __post_init__(self) -> None:
         check_least("batch", self, 1, "global_sequences", "micro_sequences")
+        check_least("batch", self, 0, "first_sequences", "rise_steps")
+        if bool(self.first_sequences) != bool(self.rise_steps):
+            raise ValueError(
+                f"batch.first_sequences is {self.first_sequences} and batch.rise_steps {self.rise_steps}: a "
+                "warm-up needs both, none needs neither"
+            )
+        if self.first_sequences and (
+            self.global_sequences % self.first_sequences or self.first_sequences == self.global_sequences
+        ):
+            raise ValueError(
+                f"batch.first_sequences is {self.first_sequences}: it must be a half, a third or another whole part of "
+                f"batch.global_sequences ({self.global_sequences})"
+            )
 
 
 @dataclass(frozen=True)
 class OptimizerSection:
-    """AdamW for both models (arXiv 2111.09543, table 10)."""
+    """One optimizer a model, alike but for their rates (arXiv 2111.09543, table 10)."""
 
+    kind: str = "adamw"  # or stable_adamw, or the dotted path of a class of an installed library
+    bias_correction: bool = True  # of adamw and stable_adamw; the original code has none
+    options: tuple[str, ...] = ()  # further arguments of a library's class, as "name=value"
     learning_rate: float = 6e-4
     discriminator_learning_rate: float = 0.0  # 0: the same as learning_rate
     beta1: float = 0.9
@@ -111,9 +132,17 @@ class OptimizerSection:
     weight_decay: float = 0.01
     gradient_clipping: float = 1.0  # per model; 0 switches it off
     rtd_lambda: float = 50.0
+    update: str = "decoupled"  # the generator first, as in the paper; or joint: see trainer/rtd_step.py
 
     def __post_init__(self) -> None:
         check_between("optimizer", self, "beta1", "beta2")
+        check_choice("optimizer", self, "update", UPDATES)
+        if "." not in self.kind:
+            check_choice("optimizer", self, "kind", (*OPTIMIZERS, "a dotted path such as torch.optim.RAdam"))
+            if self.options:
+                raise ValueError(f"optimizer.options is {list(self.options)}: only a library's class takes options")
+        elif not self.bias_correction:
+            raise ValueError(f"optimizer.bias_correction is false: only {' and '.join(OPTIMIZERS)} have the choice")
         for name in ("learning_rate", "rtd_lambda", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it must be above 0")

@@ -41,7 +41,6 @@ class Speedometer:
 
     Args:
         generator, discriminator: of which a pass's operations are counted.
-        accumulation: micro-batches of a rank's step.
         peak_flops: of one device, None where it is not known.
     """
 
@@ -49,27 +48,26 @@ class Speedometer:
         self,
         generator: DebertaConfig,
         discriminator: DebertaConfig,
-        accumulation: int,
         ranks: Ranks,
         pace: Pace,
         peak_flops: float | None,
     ) -> None:
         self._configs = generator, discriminator
-        self._passes_per_step = accumulation * ranks.world_size
         self._ranks = ranks
         self._pace = pace
         self._peak_flops = peak_flops
         self._restart()
 
     def _restart(self) -> None:
-        self._steps = self._tokens = self._masked = self._pairs = 0
+        self._steps = self._passes = self._tokens = self._masked = self._pairs = 0
         self._waited_seconds = 0.0
         self._paused_seconds = {"evaluation": 0.0, "save": 0.0}
         self._started = time.perf_counter()
 
-    def add(self, num_tokens: int, num_masked: int, num_pairs: int) -> None:
-        """Count one step over all ranks: live and masked tokens, query-key pairs inside documents."""
+    def add(self, num_passes: int, num_tokens: int, num_masked: int, num_pairs: int) -> None:
+        """Count one step over all ranks: micro-batches, live and masked tokens, query-key pairs inside documents."""
         self._steps += 1
+        self._passes += num_passes
         self._tokens += num_tokens
         self._masked += num_masked
         self._pairs += num_pairs
@@ -97,8 +95,7 @@ class Speedometer:
 
     def take(self, step: int) -> dict[str, float]:
         """The numbers of one line, after `step`; counting begins anew. Called by every rank."""
-        seconds, steps = self._seconds(), max(1, self._steps)
-        passes = steps * self._passes_per_step
+        seconds, steps, passes = self._seconds(), max(1, self._steps), max(1, self._passes)
         flops = passes * step_flops(
             *self._configs,
             self._tokens // passes,

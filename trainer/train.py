@@ -23,6 +23,7 @@ from disentangled.data_prep.shard_schema import SPLITS, Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.generator import Sampling, banned_ids
 from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.batch_size import consumed_samples
 from disentangled.trainer.checkpoint import TrainerState, find_checkpoint, load_state, step_of
 from disentangled.trainer.checkpoint_writer import CheckpointWriter
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
@@ -176,16 +177,13 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
         engines=engines,
         loader=BatchLoader(
             make_builder(config, dataset, stores["train"], order, Stream.MASKING),
-            Slicing(
-                config.batch.global_sequences, config.batch.micro_sequences, accumulation, ranks.rank, ranks.world_size
-            ),
+            Slicing(config.batch, ranks.rank, ranks.world_size),
             config.data.workers,
             pin_memory=ranks.device.type == "cuda",
         ),
         validation=make_builder(config, dataset, stores["validation"], None, Stream.EVALUATION_MASKING),
         validation_windows=choose_windows(stores["validation"].num_windows, config.evaluate.num_sequences),
         sampling=Sampling(config.run.seed, Stream.REPLACEMENT, banned),
-        accumulation=accumulation,
         sums=sums,
         writer=CheckpointWriter(run_dir, config.checkpoint, ranks),
         watchdog=watchdog,
@@ -251,7 +249,7 @@ def make_order(config: RunConfig, store: WindowStore) -> SampleOrder:
         store.sources(),
         config.data.mixture_alpha,
         config.data.max_epochs,
-        config.schedule.total_steps * config.batch.global_sequences,
+        consumed_samples(config.batch, config.schedule.total_steps),
         config.run.seed,
         config.data.shuffle_block_shards,
     )
@@ -260,7 +258,7 @@ def make_order(config: RunConfig, store: WindowStore) -> SampleOrder:
 def describe_sources(config: RunConfig, store: WindowStore) -> list[str]:
     """How often the run goes through each source."""
     sizes = [size for size, _ in store.sources()]
-    num_samples = config.schedule.total_steps * config.batch.global_sequences
+    num_samples = consumed_samples(config.batch, config.schedule.total_steps)
     shares = mixture_shares(sizes, config.data.mixture_alpha, config.data.max_epochs, num_samples)
     return describe_mixture(sizes, shares, num_samples)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from disentangled.model.generator import Sampling
 from disentangled.trainer.batch import BatchBuilder
+from disentangled.trainer.batch_size import consumed_samples
 from disentangled.trainer.checkpoint_writer import CheckpointWriter
 from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.engine import EnginePair
@@ -48,7 +49,6 @@ class Training:
     validation: BatchBuilder
     validation_windows: NDArray[np.int64]
     sampling: Sampling
-    accumulation: int
     sums: MetricSums
     writer: CheckpointWriter
     watchdog: Watchdog
@@ -73,7 +73,7 @@ class Training:
 
     def samples_before(self, step: int) -> int:
         """Samples of the order that are behind the run when a step begins."""
-        return step * self.config.batch.global_sequences + num_skipped_before(step, self.skips)
+        return consumed_samples(self.config.batch, step) + num_skipped_before(step, self.skips)
 
     def tell(self, kind: str, text: str, **more: Any) -> None:
         """Write an event; called by every rank, done by the first."""

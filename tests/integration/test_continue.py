@@ -12,7 +12,7 @@ import pytest
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer.checkpoint import list_checkpoints
 from disentangled.trainer.launch import TRAIN_MODULE
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 from tests.integration.finished_run import differing_names, last_state, rows_without_timings
 from tests.launching import Finished, run_command
 from tests.trainer.published_folders import save_trunk

@@ -17,7 +17,7 @@ import pytest
 from disentangled.trainer.checkpoint import checkpoints_of, find_checkpoint, list_checkpoints, load_state, step_of
 from disentangled.trainer.events import Event, read_events
 from disentangled.trainer.launch import find_free_port
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 from disentangled.trainer.skipped_samples import Skip, read_skips, write_skips
 from disentangled.trainer.watchdog import EXIT_HANG
 from tests.integration.finished_run import (

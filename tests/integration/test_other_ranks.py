@@ -10,7 +10,7 @@ import torch
 
 from disentangled.trainer.checkpoint import MODELS, checkpoints_of, load_state, step_name
 from disentangled.trainer.launch import find_free_port
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 from disentangled.trainer.model_files import ModelFiles
 from tests.integration.other_ranks import CHANGES, ENGINES, HALF, STEPS
 from tests.launching import run_command

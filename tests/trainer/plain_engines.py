@@ -10,30 +10,28 @@ from disentangled.trainer.sections import OptimizerSection
 
 
 class PlainEngine:
-    """Adds gradients up over `accumulation` micro-batches, clips them and steps.
+    """Adds gradients up, clips them after the last micro-batch and steps.
 
     Attributes:
         learning_rates: the rate of each update so far.
     """
 
     def __init__(
-        self, model: nn.Module, section: OptimizerSection, accumulation: int = 1, table_apart: bool = False
+        self, model: nn.Module, section: OptimizerSection, moves: bool = True, table_apart: bool = False
     ) -> None:
         self.module = model
         self.learning_rates: list[float] = []
-        self._optimizer = build_optimizer(model, section, section.learning_rate, table_apart)
+        self._optimizer = build_optimizer(model, section, section.learning_rate, table_apart=table_apart)
         self._clipping = section.gradient_clipping
-        self._accumulation = accumulation
-        self._num_backwards = 0
+        self._moves = moves
         self._norm = 0.0
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.module(*arguments, **keywords)
 
-    def update(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor, is_last: bool) -> None:
         loss.backward()
-        self._num_backwards += 1
-        if self._num_backwards % self._accumulation == 0:
+        if is_last and self._moves:
             limit = self._clipping or float("inf")
             self._norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
             self._optimizer.step()

@@ -9,9 +9,12 @@ import torch
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing
+from disentangled.trainer.sections import BatchSection
 from tests.trainer.tiny_run import build_parts, tiny_config
 
-ALONE = Slicing(global_sequences=16, micro_sequences=4, accumulation=4, rank=0, world_size=1)
+ALONE = Slicing(BatchSection(global_sequences=16, micro_sequences=4), rank=0, world_size=1)
+# 4 rows, 8, 12, 16, 16 ...
+RISING = Slicing(BatchSection(16, 4, first_sequences=4, rise_steps=3), rank=0, world_size=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +37,17 @@ def test_any_number_of_workers_gives_the_batches_of_each_step(builder: BatchBuil
 def test_ranks_share_a_step(builder: BatchBuilder, world_size: int) -> None:
     accumulation = 4 // world_size
     for rank in range(world_size):
-        slicing = Slicing(16, 4, accumulation, rank, world_size)
+        slicing = Slicing(BatchSection(16, 4), rank, world_size)
         expected = [builder.step_batches(step * 16, accumulation, rank, world_size) for step in (2, 3)]
         assert same(list(BatchLoader(builder, slicing, 1).steps(2, 4)), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("first", [0, 2])
+def test_steps_of_a_rising_batch_follow_one_another(builder: BatchBuilder, num_workers: int, first: int) -> None:
+    starts = [(0, 1), (4, 2), (12, 3), (24, 4), (40, 4)]
+    expected = [builder.step_batches(consumed, number, 0, 1) for consumed, number in starts[first:]]
+    assert same(list(BatchLoader(builder, RISING, num_workers).steps(first, 5)), expected)
 
 
 def test_no_step_is_left(builder: BatchBuilder) -> None:
@@ -60,7 +71,7 @@ class Failing:
 @pytest.mark.parametrize("error", [ValueError("shard-a.arrow: damaged"), OSError(5, "Input/output error", "shard-a")])
 def test_error_of_a_worker_is_one_line(builder: BatchBuilder, num_workers: int, error: Exception) -> None:
     failing = Failing(builder, error)
-    loader = BatchLoader(failing, Slicing(8, 4, 2, 0, 1), num_workers)  # type: ignore[arg-type]
+    loader = BatchLoader(failing, Slicing(BatchSection(8, 4), 0, 1), num_workers)  # type: ignore[arg-type]
     steps = loader.steps(0, 4)
     assert len(next(steps)) == 2
     with pytest.raises(DataError, match="shard-a") as raised:

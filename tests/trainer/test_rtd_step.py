@@ -17,6 +17,7 @@ from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.metrics import MetricSums
+from disentangled.trainer.optim import build_optimizer
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.schedule import learning_rate_factor
 from tests.trainer.tiny_run import CPU, Parts, build_parts, tiny_config
@@ -68,9 +69,9 @@ class Recorder:
         self.calls.append(arguments)
         return self._engine(*arguments, **keywords)
 
-    def update(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor, is_last: bool) -> None:
         self.losses.append(float(loss.detach()))
-        self._engine.update(loss)
+        self._engine.update(loss, is_last)
 
 
 def recorded(engines: EnginePair) -> tuple[EnginePair, Recorder, Recorder]:
@@ -132,7 +133,7 @@ def test_steps_are_those_of_the_algorithm_written_down(shards: Path) -> None:
 def test_discriminator_sees_the_rows_of_the_generator_just_updated(shards: Path, accumulation: int) -> None:
     parts = parts_of(shards, f"batch.micro_sequences={8 // accumulation}")
     before = parts.generator.word_embeddings.detach().clone()
-    engines, generator, discriminator = recorded(parts.plain_engines(accumulation))
+    engines, generator, discriminator = recorded(parts.plain_engines())
     run_steps(parts, engines, 1, accumulation)
     after = parts.generator.word_embeddings
     assert len(generator.calls) == len(discriminator.calls) == accumulation
@@ -158,7 +159,7 @@ def test_rtd_moves_delta_and_never_the_generator(shards: Path) -> None:
     results = []
     for rtd_lambda in (1e-9, 50.0):  # a lambda under Adam's epsilon hardly moves anything
         parts = parts_of(shards, f"optimizer.rtd_lambda={rtd_lambda}", "optimizer.gradient_clipping=0")
-        run_steps(parts, parts.plain_engines(2), 2, accumulation=2)
+        run_steps(parts, parts.plain_engines(), 2, accumulation=2)
         results.append(parts)
     weak, strong = results
     assert largest_difference(weak.generator, strong.generator) == 0
@@ -170,7 +171,7 @@ def test_mlm_moves_the_shared_table_and_never_delta(shards: Path) -> None:
     parts = parts_of(shards, "batch.micro_sequences=8")
     delta = parts.discriminator.deberta.embeddings.word_embeddings_delta.weight
     engines, *_ = recorded(parts.plain_engines())
-    engines.discriminator.update = lambda loss: None  # type: ignore[method-assign]
+    engines.discriminator.update = lambda loss, is_last: None  # type: ignore[method-assign]
     table = parts.generator.word_embeddings
     before = table.detach().clone()
     run_steps(parts, engines, 2, accumulation=1)
@@ -185,7 +186,7 @@ def test_step_does_not_depend_on_the_number_of_micro_batches(shards: Path, shari
         overrides = (f"batch.micro_sequences={8 // accumulation}", f"model.embedding_sharing={sharing}")
         parts = parts_of(shards, *overrides)
         start = copy.deepcopy(parts)
-        sums = run_steps(parts, parts.plain_engines(accumulation), 3, accumulation)
+        sums = run_steps(parts, parts.plain_engines(), 3, accumulation)
         assert largest_difference(parts.generator, start.generator) > 1e-3
         assert largest_difference(parts.discriminator, start.discriminator) > 1e-3
         results.append((parts, sums.take()))
@@ -206,7 +207,7 @@ def test_losses_of_all_ranks_average_to_the_mean_over_tokens(shards: Path) -> No
     assert len({batch.num_masked for own in batches.values() for batch in own}) > 1
     sums = MetricSums(CPU)
     for rank in range(world_size):
-        engines, generator, discriminator = recorded(copy.deepcopy(parts).plain_engines(2))
+        engines, generator, discriminator = recorded(copy.deepcopy(parts).plain_engines())
         RtdStep(engines, parts.config, parts.sampling, world_size).run(batches[rank], counts, 0, sums)
         losses["generator"] += sum(generator.losses) / world_size
         losses["discriminator"] += sum(discriminator.losses) / world_size
@@ -218,7 +219,7 @@ def test_losses_of_all_ranks_average_to_the_mean_over_tokens(shards: Path) -> No
 def test_learning_rates_of_both_models_follow_the_schedule(shards: Path) -> None:
     rates = ("optimizer.learning_rate=1e-3", "optimizer.discriminator_learning_rate=2e-4")
     parts = parts_of(shards, *rates)
-    engines = parts.plain_engines(2)
+    engines = parts.plain_engines()
     run_steps(parts, engines, 6, accumulation=2)
     factors = [0.25, 0.5, 0.75, 1.0, 1.0, 15 / 16]  # 4 steps of warm-up, 20 in all
     assert engines.generator.learning_rates == pytest.approx([1e-3 * f for f in factors])  # type: ignore[attr-defined]
@@ -241,13 +242,59 @@ def test_es_gives_the_table_the_sum_of_both_gradients(shards: Path) -> None:
         )
         losses.append(made.mlm_loss_sum / counts.num_masked + 50.0 * judged.rtd_loss_sum / counts.num_live)
     torch.stack(losses).sum().backward()
-    engines, *_ = recorded(parts.plain_engines(accumulation=100))  # never steps: the gradients stay
+    engines, *_ = recorded(parts.plain_engines(moves=False))
     RtdStep(engines, parts.config, parts.sampling, 1).run(batches, counts, 0, MetricSums(CPU))
     for name in ("generator", "discriminator"):
         of_joint = dict(getattr(joint, name).named_parameters())
         for parameter, weight in getattr(parts, name).named_parameters():
             torch.testing.assert_close(weight.grad, of_joint[parameter].grad, rtol=1e-9, atol=1e-12)
     assert parts.generator.word_embeddings.grad is not None
+
+
+def joint_step(parts: Parts, optimizer: torch.optim.Optimizer, batches: Sequence[MaskedBatch], step: int) -> None:
+    """One loss L_MLM + lambda L_RTD, one backward, one update of all weights; RTD's gradient stops at E_G."""
+    counts, config = counts_of(batches), parts.config
+    for group in optimizer.param_groups:
+        group["lr"] = config.optimizer.learning_rate * learning_rate_factor(step, config.schedule)
+    noises = (generator_noise(config.run.seed, step), discriminator_noise(config.run.seed, step))
+    losses = []
+    for batch in batches:
+        layout = batch.layout()
+        made = parts.generator(batch.original_ids, layout, batch.masked_rows, noises[0], parts.sampling)
+        rows = parts.generator.word_embeddings.detach()[made.corrupted_ids]
+        judged = parts.discriminator(made.corrupted_ids, batch.original_ids, layout, noises[1], rows)
+        losses.append(made.mlm_loss_sum / counts.num_masked + 50.0 * judged.rtd_loss_sum / counts.num_live)
+    optimizer.zero_grad()
+    torch.stack(losses).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_joint_steps_are_those_of_one_loss_and_one_optimizer(shards: Path, accumulation: int) -> None:
+    # without clipping: ours is per model, see rtd_step.py
+    one_rate = ("optimizer.discriminator_learning_rate=0", "optimizer.gradient_clipping=0")
+    parts = parts_of(shards, *one_rate, f"batch.micro_sequences={8 // accumulation}", "optimizer.update=joint")
+    expected, decoupled = copy.deepcopy(parts), parts_of(shards, *one_rate)
+    section = parts.config.optimizer
+    both = nn.ModuleList([expected.generator, expected.discriminator])
+    optimizer = build_optimizer(both, section, section.learning_rate)
+    for step in range(4):
+        joint_step(expected, optimizer, expected.training.step_batches(step * 8, accumulation, 0, 1), step)
+    run_steps(parts, parts.plain_engines(), 4, accumulation)
+    run_steps(decoupled, decoupled.plain_engines(), 4, 2)
+    assert largest_difference(parts.generator, expected.generator) < ROUNDING
+    assert largest_difference(parts.discriminator, expected.discriminator) < ROUNDING
+    assert largest_difference(parts.discriminator, decoupled.discriminator) > 1e-4
+
+
+def test_joint_shows_the_discriminator_the_rows_of_before_the_update(shards: Path) -> None:
+    parts = parts_of(shards, "batch.micro_sequences=4", "optimizer.update=joint")
+    before = parts.generator.word_embeddings.detach().clone()
+    engines, _, discriminator = recorded(parts.plain_engines())
+    run_steps(parts, engines, 1, accumulation=2)
+    assert not torch.equal(parts.generator.word_embeddings, before)
+    for corrupted_ids, *_, rows in discriminator.calls:
+        assert torch.equal(rows, F.embedding(corrupted_ids, before)) and not rows.requires_grad
 
 
 def test_nes_gives_the_discriminator_no_rows(shards: Path) -> None:
@@ -261,7 +308,7 @@ def test_nes_gives_the_discriminator_no_rows(shards: Path) -> None:
 def test_every_parameter_gets_a_gradient_from_every_micro_batch(shards: Path, sharing: str) -> None:
     # ZeRO-3 would apply an old gradient where there is none: also where a micro-batch has nothing to predict
     parts = parts_of(shards, f"model.embedding_sharing={sharing}", "batch.micro_sequences=8")
-    engines = parts.plain_engines(accumulation=100)
+    engines = parts.plain_engines(moves=False)
     full = parts.training.step_batches(0, 1, 0, 1)[0]
     for batch in (full, parts.training.build([]), replace(full, buffer=full.buffer[: -2 * full.num_masked])):
         for model in (parts.generator, parts.discriminator):

@@ -173,6 +173,10 @@ def test_recipe_that_is_no_toml_is_an_error_that_names_it(tmp_path: Path, conten
         (["checkpoint.keep_last=0"], "checkpoint.keep_last is 0"),
         (["checkpoint.keep_every_steps=-1"], "checkpoint.keep_every_steps is -1"),
         (["faults.hang_seconds=-1"], "faults.hang_seconds is -1"),
+        (["batch.first_sequences=16"], "first_sequences is 16 and batch.rise_steps 0: a warm-up needs both"),
+        (["batch.rise_steps=16"], "first_sequences is 0 and batch.rise_steps 16: a warm-up needs both"),
+        (["batch.first_sequences=12", "batch.rise_steps=9"], r"first_sequences is 12: .*_sequences \(32\)"),
+        (["batch.first_sequences=32", "batch.rise_steps=9"], r"first_sequences is 32: .*_sequences \(32\)"),
     ],
 )
 def test_value_out_of_range_is_an_error_that_names_the_rule(overrides: list[str], message: str) -> None:
@@ -206,6 +210,13 @@ def test_indivisible_batch_is_an_error_that_names_the_nearest(
 ) -> None:
     with pytest.raises(ValueError, match=remedy):
         accumulation_steps(BatchSection(global_sequences, micro_sequences), world_size)
+
+
+def test_first_batch_of_a_warm_up_must_be_whole_micro_batches_too() -> None:
+    batch = BatchSection(64, 8, first_sequences=16, rise_steps=10)
+    assert accumulation_steps(batch, 2) == 4
+    with pytest.raises(ValueError, match=r"first_sequences 16 is not a multiple of batch.micro_sequences 8 x 4 ranks"):
+        accumulation_steps(batch, 4)
 
 
 def test_dotted_keys_are_every_key_once() -> None:

@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def make_speedometer(peak_flops: float | None = None, total_steps: int = 10) -> Speedometer:
     pace = Pace(total_steps, evaluate_every=4, checkpoint_every=0)
-    return Speedometer(CONFIG, CONFIG, 3, TwoRanks(), pace, peak_flops)  # type: ignore[arg-type]
+    return Speedometer(CONFIG, CONFIG, TwoRanks(), pace, peak_flops)  # type: ignore[arg-type]
 
 
 def test_rates_leave_out_evaluations_and_checkpoints(clock: Clock) -> None:
@@ -44,7 +44,7 @@ def test_rates_leave_out_evaluations_and_checkpoints(clock: Clock) -> None:
         with speed.waiting_for_data():
             clock.now += 0.5
         clock.now += 1.5
-        speed.add(num_tokens=1200, num_masked=120, num_pairs=12000)
+        speed.add(num_passes=6, num_tokens=1200, num_masked=120, num_pairs=12000)
     with speed.paused("evaluation"):
         clock.now += 50
     with speed.paused("save"):
@@ -62,7 +62,7 @@ def test_rates_leave_out_evaluations_and_checkpoints(clock: Clock) -> None:
     assert row.keys() <= set(MACHINE_KEYS)
 
     clock.now += 1
-    speed.add(1000, 100, 10000)
+    speed.add(6, 1000, 100, 10000)
     row = speed.take(5)
     assert row["tokens_per_second"] == pytest.approx(1000)
     assert (row["evaluation_seconds"], row["save_seconds"]) == (0, 0)
@@ -72,7 +72,7 @@ def test_the_slowest_rank_and_the_largest_count(clock: Clock) -> None:
     speed = make_speedometer()
     with speed.waiting_for_data():
         clock.now += 2
-    speed.add(10, 1, 10)
+    speed.add(6, 10, 1, 10)
     row = speed.take(1)
     assert (row["data_wait_seconds"], row["process_memory_bytes"]) == (3.0, 10**15)
     assert "model_flops_utilization" not in row and "device_memory_bytes" not in row  # not invented on a CPU

@@ -50,13 +50,13 @@ class Parts:
     discriminator: Discriminator
     sampling: Sampling
 
-    def plain_engines(self, accumulation: int = 1) -> EnginePair:
-        """Both models in plain torch, stepped after `accumulation` micro-batches."""
+    def plain_engines(self, moves: bool = True) -> EnginePair:
+        """Both models in plain torch; where they do not move their gradients stay."""
         section = self.config.optimizer
         table_apart = self.config.continue_from.generator_warmup_steps > 0
         return EnginePair(
-            PlainEngine(self.generator, section, accumulation, table_apart),  # type: ignore[arg-type]
-            PlainEngine(self.discriminator, section, accumulation),  # type: ignore[arg-type]
+            PlainEngine(self.generator, section, moves, table_apart),  # type: ignore[arg-type]
+            PlainEngine(self.discriminator, section, moves),  # type: ignore[arg-type]
             zero_stage=0,
         )
 
