@@ -6,6 +6,7 @@ Used by: trainer/train.py. Tested by tests/integration/.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from enum import Enum, auto
 
@@ -133,12 +134,15 @@ def log_step(training: Training, speed: Speedometer) -> None:
     config, engines = training.config, training.engines
     factor = learning_rate_factor(training.step - 1, config.schedule)
     generator_rate, discriminator_rate = peak_learning_rates(config.optimizer)
+    norms = {
+        "generator_gradient_norm": engines.generator.gradient_norm(),
+        "discriminator_gradient_norm": engines.discriminator.gradient_norm(),
+    }
     row = {
         "step": training.step,
         **training.sums.take(),
         "delta_ratio": engines.delta_ratio(),
-        "generator_gradient_norm": engines.generator.gradient_norm(),
-        "discriminator_gradient_norm": engines.discriminator.gradient_norm(),
+        **{name: norm for name, norm in norms.items() if math.isfinite(norm)},  # JSON knows no NaN
         "generator_skipped_steps": engines.generator.num_skipped_steps,
         "discriminator_skipped_steps": engines.discriminator.num_skipped_steps,
         "generator_learning_rate": generator_rate * factor,

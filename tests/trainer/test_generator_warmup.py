@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from disentangled.model.published_names import WORD_EMBEDDINGS
-from disentangled.trainer.metrics import console_line
+from disentangled.trainer.metric_log import console_line
 from tests.trainer.plain_engines import same_weights
 from tests.trainer.test_rtd_step import parts_of, run_steps
 
@@ -28,7 +28,12 @@ def test_discriminator_rests_with_its_embeddings_and_its_optimizer_does_not_age(
     ]  # E_G, which the other leans on
     metrics = sums.take()
     assert metrics["mlm_loss"] > 0 and not any(name.startswith(("rtd", "replaced")) for name in metrics)
-    rates = {"generator_learning_rate": 1e-4, "tokens_per_second": 1.0, "achieved_tflops": 1.0, "seconds_per_step": 1.0}
+    rates = {
+        "generator_learning_rate": 1e-4,
+        "tokens_per_second": 1.0,
+        "achieved_tflops": 1.0,
+        "remaining_seconds": 1.0,
+    }
     assert "generator alone" in console_line({"step": 3, **metrics, **rates}, 20)
 
 
