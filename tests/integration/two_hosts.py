@@ -1,6 +1,6 @@
-"""Hosts on one machine: processes, hostname and network of their own, joined by a cable, and shared files.
+"""Hosts on one machine: processes, hostname and network of their own, joined by a switch, and shared files.
 
-What: Linux namespaces (unshare, nsenter, a veth pair), which need root. Powering a host off kills everything in it at
+What: Linux namespaces (unshare, nsenter, veth pairs, a bridge), which need root. Powering a host off kills everything in it at
 once. Where the machine has sshd and pdsh, a host can be reached by ssh.
 Used by: test_clusters.py.
 """
@@ -57,10 +57,15 @@ def start_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts, 10.77.0.1 and 10.77.0.2."""
     with contextlib.ExitStack() as stack:
         hosts = [stack.enter_context(_start_host(f"host{number}", f"10.77.0.{number}")) for number in (1, 2)]
-        cable = [f"v{os.getpid()}-{number}" for number in (1, 2)]
-        _run("ip", "link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
-        for host, end in zip(hosts, cable, strict=True):
-            _run("ip", "link", "set", end, "netns", str(host.init.pid), "name", INTERFACE)
+        switch = f"switch{os.getpid()}"
+        _run("ip", "link", "add", switch, "type", "bridge")
+        stack.callback(_run, "ip", "link", "delete", switch)
+        _run("ip", "link", "set", switch, "up")
+        for number, host in enumerate(hosts):
+            here, there = f"h{os.getpid()}-{number}", f"p{os.getpid()}-{number}"
+            _run("ip", "link", "add", here, "type", "veth", "peer", "name", there)
+            _run("ip", "link", "set", here, "master", switch, "up")
+            _run("ip", "link", "set", there, "netns", str(host.init.pid), "name", INTERFACE)
             host.run("ip", "address", "add", f"{host.address}/24", "dev", INTERFACE)
             for interface in ("lo", INTERFACE):
                 host.run("ip", "link", "set", interface, "up")
