@@ -54,9 +54,9 @@ class Started:
             assert time.monotonic() < deadline, f"did not say {text!r} in time\n{self.output()}"
             time.sleep(0.05)
 
-    def finish(self) -> Finished:
-        """Wait for the end."""
-        code = self.process.wait(LAUNCH_SECONDS)
+    def finish(self, seconds: float = LAUNCH_SECONDS) -> Finished:
+        """Wait for the end; TimeoutExpired where it takes longer."""
+        code = self.process.wait(seconds)
         return Finished(code, self.output(), (self._folder / "stderr").read_text(encoding="utf-8"))
 
 
@@ -79,10 +79,10 @@ def start_command(*command: str) -> Iterator[Started]:
             process.wait()
 
 
-def run_command(*command: str) -> Finished:
+def run_command(*command: str, seconds: float = LAUNCH_SECONDS) -> Finished:
     """Run a command to its end."""
     with start_command(*command) as started:
-        return started.finish()
+        return started.finish(seconds)
 
 
 def launch_command(*arguments: str, num_processes: int = 2) -> tuple[str, ...]:

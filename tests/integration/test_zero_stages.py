@@ -1,8 +1,11 @@
 """Every ZeRO stage, and any split of a global batch, computes what plain torch does; bf16 and ZeRO-3 resume exactly."""
 
+import functools
+import itertools
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ import torch
 from disentangled.trainer.checkpoint import list_checkpoints
 from disentangled.trainer.launch import find_free_port
 from tests.integration.finished_run import differing_names, last_state, launch_run, rows_without_timings
-from tests.integration.zero_stages import ENGINES, SHARINGS, run_steps, zero_config
+from tests.integration.zero_stages import ALGORITHMS, CLIPPINGS, case_config, list_cases, run_steps
 from tests.launching import run_command
 from tests.numerics import assert_no_worse_than_eager
 from tests.trainer.tiny_run import CPU, build_parts
 
-pytestmark = pytest.mark.slow
+# a step's 8 rows in four micro-batches: what fp32 rounding does to that is what ours is allowed twice of
+PLAIN_MICRO_SEQUENCES = 2
 
 
 @dataclass(frozen=True)
@@ -34,52 +38,79 @@ class OneRank:
 
 
 @pytest.fixture(scope="module")
-def by_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """Number of ranks: what zero_stages.py found, with one rank x 4 micro-batches and two ranks x 2."""
-    folder = tmp_path_factory.mktemp("zero")
-    found = {}
-    for ranks in (1, 2):
-        file = folder / f"{ranks}.json"
-        finished = run_command(
-            sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks), "--master_port",
-            str(find_free_port()), "--module", "tests.integration.zero_stages", str(shards), str(file),
-        )  # fmt: skip
-        assert finished.code == 0, finished
-        found[ranks] = json.loads(file.read_text())
+def plain(shards: Path) -> Callable[[str, str], dict[torch.dtype, torch.Tensor]]:
+    """The losses of an algorithm with a clipping by plain torch: dtype: losses."""
+
+    @functools.cache
+    def run(algorithm: str, clipping: str) -> dict[torch.dtype, torch.Tensor]:
+        answers = {}
+        for dtype in (torch.float32, torch.float64):
+            parts = build_parts(case_config(shards, algorithm, clipping, PLAIN_MICRO_SEQUENCES))
+            parts.generator.to(dtype)
+            parts.discriminator.to(dtype)
+            answers[dtype] = torch.tensor(run_steps(parts, parts.plain_engines(), OneRank()), dtype=dtype)
+        return answers
+
+    return run
+
+
+def run_part(part: str, num_ranks: int, shards: Path, file: Path) -> dict[str, Any]:
+    """What zero_stages.py finds, by case; one launch."""
+    finished = run_command(
+        sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(num_ranks), "--master_port",
+        str(find_free_port()), "--module", "tests.integration.zero_stages", part, str(shards), str(file),
+        seconds=3600,
+    )  # fmt: skip
+    assert finished.code == 0, finished
+    found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 
-@pytest.fixture(scope="module")
-def plain(shards: Path) -> dict[str, dict[torch.dtype, torch.Tensor]]:
-    """The same by plain torch: way of sharing, dtype: losses."""
-    answers: dict[str, dict[torch.dtype, torch.Tensor]] = {}
-    for sharing in SHARINGS:
-        for dtype in (torch.float32, torch.float64):
-            parts = build_parts(zero_config(shards, sharing))
-            parts.generator.to(dtype)
-            parts.discriminator.to(dtype)
-            losses = run_steps(parts, parts.plain_engines(4), OneRank(), 4)["losses"]
-            answers.setdefault(sharing, {})[dtype] = torch.tensor(losses, dtype=dtype)
-    return answers
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("sharing", SHARINGS)
-def test_stage_computes_what_plain_torch_does(
-    by_ranks: dict[int, dict[str, Any]],
-    plain: dict[str, dict[torch.dtype, torch.Tensor]],
-    ranks: int,
-    engine: str,
-    sharing: str,
+def check_part(
+    part: str, num_ranks: int, shards: Path, file: Path, plain: Callable[[str, str], dict[torch.dtype, torch.Tensor]]
 ) -> None:
-    found = by_ranks[ranks][f"{sharing} {engine}"]
-    answers = plain[sharing]
-    assert len(found["losses"]) == 22
-    assert_no_worse_than_eager(torch.tensor(found["losses"]), answers[torch.float32], answers[torch.float64])
-    assert found["without_gradient"] == []
+    """Every case agrees with plain torch, and no parameter went without a gradient."""
+    found = run_part(part, num_ranks, shards, file)
+    cases = list_cases(part, num_ranks)
+    assert {str(case) for case in cases} == found.keys()
+    faults = []
+    for case in cases:
+        answers, losses = plain(case.algorithm, case.clipping), torch.tensor(found[str(case)]["losses"])
+        assert len(losses) == 22
+        try:
+            assert_no_worse_than_eager(losses, answers[torch.float32], answers[torch.float64], str(case))
+        except AssertionError as error:
+            faults.append(str(error))
+        if without := found[str(case)]["without_gradient"]:
+            faults.append(f"{case}: no gradient for {without}")
+    assert not faults, "\n".join(faults)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_stages_compute_what_plain_torch_does(
+    shards: Path, tmp_path: Path, plain: Callable[[str, str], dict[torch.dtype, torch.Tensor]], num_ranks: int
+) -> None:
+    check_part("fast", num_ranks, shards, tmp_path / "found.json", plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_any_algorithm_clipping_and_split_computes_what_plain_torch_does(
+    shards: Path, tmp_path: Path, plain: Callable[[str, str], dict[torch.dtype, torch.Tensor]], num_ranks: int
+) -> None:
+    check_part("all", num_ranks, shards, tmp_path / "found.json", plain)
+
+
+def test_cases_are_told_apart_by_their_losses(
+    plain: Callable[[str, str], dict[torch.dtype, torch.Tensor]],
+) -> None:
+    # else the comparisons above would pass whatever was trained
+    answers = {(name, clipping): plain(name, clipping)[torch.float64] for name in ALGORITHMS for clipping in CLIPPINGS}
+    for (one, losses), (other, others) in itertools.combinations(answers.items(), 2):
+        assert float((losses - others).abs().max()) > 1e-4, (one, other)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2_bf16", "zero3_fp32", "zero3_bf16"])
 def test_other_engines_train_and_resume_exactly(shards: Path, tmp_path: Path, engine: str) -> None:
     if engine != "zero2_bf16":

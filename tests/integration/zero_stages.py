@@ -1,12 +1,14 @@
-"""Four steps of both models under every ZeRO stage: deepspeed --module tests.integration.zero_stages SHARDS FILE.
+"""Four steps of both models under every ZeRO stage: deepspeed --module tests.integration.zero_stages PART SHARDS FILE.
 
-What: for each entry of ENGINES and each way of sharing, the losses and gradient norms of every step, held-out losses,
-and the parameters that got no gradient; written to FILE as JSON by the first rank.
+What: for each case of PART ("fast" or "all") the losses and gradient norms of every step, held-out losses, and the
+parameters that got no gradient; written to FILE as JSON by the first rank.
 Used by: tests/integration/test_zero_stages.py.
 """
 
+import itertools
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from disentangled.data_prep.shard_schema import load_manifest
+from disentangled.trainer.batch_size import consumed_samples, micro_batches_at
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.engine import EnginePair, ModelEngine, build_engines, build_models
 from disentangled.trainer.evaluate import evaluate, evaluation_sampling
@@ -25,8 +28,19 @@ from tests.trainer.tiny_run import Parts, build_parts, tiny_config
 
 NUM_STEPS = 4
 NUM_VALIDATION_WINDOWS = 10
-MICRO_SEQUENCES = 2
-SHARINGS = ("gdes", "es", "nes")
+GLOBAL_SEQUENCES = 8
+# what is trained
+ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "gdes": (),
+    "es": ("model.embedding_sharing=es",),
+    "nes": ("model.embedding_sharing=nes",),
+    "joint": ("optimizer.update=joint",),
+    "stable": ("optimizer.kind=stable_adamw", "optimizer.bias_correction=false"),
+    "rising": ("batch.first_sequences=4", "batch.rise_steps=2"),
+}
+SPLIT = ("gdes", "es", "nes", "joint")  # those that run with every accumulation, and without clipping too
+CLIPPINGS = {"clipped": 1.0, "unclipped": 0.0}
+ACCUMULATIONS = (1, 2, 4)
 # nothing stays gathered: each module's weights come and go around every use
 GATHERS_ALWAYS = {
     "stage3_max_live_parameters": 0,
@@ -43,41 +57,65 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
-def zero_config(shards: Path, sharing: str) -> RunConfig:
-    """The run that all stages must agree on; 8 rows a step."""
+@dataclass(frozen=True)
+class Case:
+    """One run under DeepSpeed: names of ALGORITHMS, CLIPPINGS and ENGINES, and micro-batches of a step on a rank."""
+
+    algorithm: str
+    clipping: str
+    engine: str
+    accumulation: int
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.clipping}, {self.engine}, {self.accumulation} micro-batches"
+
+
+def list_cases(part: str, num_ranks: int) -> list[Case]:
+    """What runs on so many ranks: as many rows a step in every case."""
+    if part == "fast":
+        engines = [engine for engine in ENGINES if engine != "stage 3"]
+        return [Case(name, "clipped", engine, 4 // num_ranks) for name in ("gdes", "joint") for engine in engines]
+    accumulations = [number for number in ACCUMULATIONS if GLOBAL_SEQUENCES % (number * num_ranks) == 0]
+    splits = [Case(*names) for names in itertools.product(SPLIT, ["clipped"], ENGINES, accumulations)]
+    return splits + [
+        Case(name, clipping, engine, 2)
+        for name, clipping, engine in itertools.product(ALGORITHMS, CLIPPINGS, ENGINES)
+        if (name in SPLIT) == (clipping == "unclipped")
+    ]
+
+
+def case_config(shards: Path, algorithm: str, clipping: str, micro_sequences: int) -> RunConfig:
+    """The run that all stages and any split of its 8 rows a step must agree on."""
     return tiny_config(
         shards,
-        f"model.embedding_sharing={sharing}",
-        f"batch.micro_sequences={MICRO_SEQUENCES}",
+        *ALGORITHMS[algorithm],
+        f"optimizer.gradient_clipping={CLIPPINGS[clipping]}",
+        f"batch.global_sequences={GLOBAL_SEQUENCES}",
+        f"batch.micro_sequences={micro_sequences}",
         "model.hidden_dropout_prob=0.1",
         "model.attention_probs_dropout_prob=0.1",
         "optimizer.discriminator_learning_rate=1e-3",
     )
 
 
-def run_steps(parts: Parts, engines: EnginePair, ranks: Any, accumulation: int) -> dict[str, Any]:
+def run_steps(parts: Parts, engines: EnginePair, ranks: Any) -> list[float]:
     """Everything that is reported of a run, as means over all ranks."""
     step = RtdStep(engines, parts.config, parts.sampling, ranks.world_size)
-    losses = []
+    losses: list[float] = []
+    batch = parts.config.batch
     for number in range(NUM_STEPS):
         sums = MetricSums(ranks.device)
-        batches = parts.training.step_batches(
-            number * parts.config.batch.global_sequences, accumulation, ranks.rank, ranks.world_size
-        )
+        consumed, accumulation = consumed_samples(batch, number), micro_batches_at(batch, number, ranks.world_size)
+        batches = parts.training.step_batches(consumed, accumulation, ranks.rank, ranks.world_size)
         counts = ranks.sum_on_host([sum(b.num_masked for b in batches), sum(b.num_live for b in batches)])
         step.run(batches, GlobalCounts(*counts), number, sums)
         metrics = sums.take()
         norms = (engines.generator.gradient_norm(), engines.discriminator.gradient_norm())
         losses += [metrics["mlm_loss"], metrics["rtd_loss"], *norms, engines.delta_ratio()]
-    held_out = evaluate(
-        engines,
-        parts.validation,
-        evaluation_sampling(parts.sampling),
-        ranks,
-        np.arange(NUM_VALIDATION_WINDOWS),
-        MICRO_SEQUENCES,
-    )
-    return {"losses": [*losses, held_out["validation_mlm_loss"], held_out["validation_rtd_loss"]]}
+    windows = np.arange(NUM_VALIDATION_WINDOWS)
+    sampling = evaluation_sampling(parts.sampling)
+    held_out = evaluate(engines, parts.validation, sampling, ranks, windows, batch.micro_sequences)
+    return [*losses, held_out["validation_mlm_loss"], held_out["validation_rtd_loss"]]
 
 
 def watch_gradients(engine: ModelEngine, without: set[str]) -> None:
@@ -95,31 +133,29 @@ def watch_gradients(engine: ModelEngine, without: set[str]) -> None:
     engine.deepspeed.step = look_and_step
 
 
-def run_engine(shards: Path, sharing: str, ds_config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """One way of sharing under one DeepSpeed configuration."""
-    parts = build_parts(zero_config(shards, sharing))
-    accumulation = accumulation_steps(parts.config.batch, ranks.world_size)
+def run_case(shards: Path, case: Case, ranks: Ranks) -> dict[str, Any]:
+    """One run: its losses and the parameters without a gradient."""
+    micro_sequences = GLOBAL_SEQUENCES // (case.accumulation * ranks.world_size)
+    parts = build_parts(case_config(shards, case.algorithm, case.clipping, micro_sequences))
     models = build_models(parts.config, load_manifest(shards))
-    engines = build_engines(*models, parts.config, ds_config, accumulation)
+    accumulation = accumulation_steps(parts.config.batch, ranks.world_size)
+    engines = build_engines(*models, parts.config, ENGINES[case.engine], accumulation)
     without: set[str] = set()
     watch_gradients(engines.generator, without)
     watch_gradients(engines.discriminator, without)
-    return run_steps(parts, engines, ranks, accumulation) | {"without_gradient": sorted(without)}
+    return {"losses": run_steps(parts, engines, ranks), "without_gradient": sorted(without)}
 
 
-def main(shards: Path, file: Path) -> None:
-    """Run all; each rank calls this."""
+def main(part: str, shards: Path, file: Path) -> None:
+    """Run all cases; each rank calls this."""
     torch.set_num_threads(1)
     ranks = join_ranks()
-    results = {
-        f"{sharing} {name}": run_engine(shards, sharing, ds_config, ranks)
-        for sharing in SHARINGS
-        for name, ds_config in ENGINES.items()
-    }
+    results = {str(case): run_case(shards, case, ranks) for case in list_cases(part, ranks.world_size)}
     if ranks.is_first:
         file.write_text(json.dumps(results))
     leave_ranks()
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:] if not argument.startswith("--")))
+    name, *paths = (argument for argument in sys.argv[1:] if not argument.startswith("--"))
+    main(name, *(Path(path) for path in paths))
