@@ -88,6 +88,8 @@ def match_vocabularies(new: SentencePieceModel, old: SentencePieceModel) -> Voca
     tokenizer = build_tokenizer(old, special_ids_of(old)).model
     known_pieces = zip(old.pieces, map(_group_of, old.kinds), strict=True)
     places = {piece: row for row, piece in enumerate(known_pieces)}
+    # byte pieces stand for unknown characters, where there is a fallback; never special tokens that a text spells
+    text = {PieceKind.NORMAL, PieceKind.USER_DEFINED} | ({PieceKind.BYTE} if old.byte_fallback else set())
     sources: list[list[int]] = []
     num_found = num_composed = 0
     for piece, kind in zip(new.pieces, new.kinds, strict=True):
@@ -97,7 +99,7 @@ def match_vocabularies(new: SentencePieceModel, old: SentencePieceModel) -> Voca
             num_found += 1
             continue
         cut = [token.id for token in tokenizer.tokenize(piece)] if kind == PieceKind.NORMAL else []
-        unknown = not cut or any(old.kinds[row] == PieceKind.UNKNOWN for row in cut)
+        unknown = not cut or any(old.kinds[row] not in text for row in cut)
         sources.append([] if unknown else cut)
         num_composed += not unknown
     sources.append([len(old.pieces)])
