@@ -4,7 +4,7 @@ What: reads the checkpoint, checks its config.json against the recipe, brings it
 tokens, fills both models, and says part by part what was found, missing and initialised. Every rank does the same with
 the same files. Optimizer, schedule, step count and data order are the new run's own: step 0, the order of its run.seed
 from its beginning. RUN/continue_from.json records what was read; a resumed run does not read it again.
-Used by: trainer/train.py. Tested by tests/trainer/test_continue_from.py and tests/integration/test_continue.py.
+Used by: trainer/assemble.py. Tested by tests/trainer/test_continue_from.py and tests/integration/test_continue.py.
 Not here: files (published_files.py), tokens (vocabulary_match.py), tensors (model/pair_from_hf.py), the steps in which
 the generator trains alone (rtd_step.py).
 """

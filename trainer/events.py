@@ -3,7 +3,7 @@
 What: RUN/events.jsonl, each line {"time": unix seconds, "step": updates done, "kind": one word, "text": one line, ...}.
 Lines are only ever added, so the file tells the run's whole story, the steps that a restart repeated included. It is
 written by the first rank. A disk that is full costs the line and a warning, never the run.
-Used by: trainer/train.py, trainer/loop.py, trainer/report.py. Tested by tests/trainer/test_events.py.
+Used by: trainer/assemble.py, trainer/loop.py, trainer/report.py. Tested by tests/trainer/test_events.py.
 Not here: metrics (trainer/metric_log.py).
 """
 

@@ -4,7 +4,7 @@ What: torch's DataLoader over numbered micro-batches, in order. A micro-batch de
 step alone, so any number of workers, and none, gives the same ones, and a resumed run begins at its step. Workers are
 forked:
 they share the mapped shards, know no device, and ignore the signals that ask the run to stop, as the rank does.
-Used by: trainer/train.py, loop.py. Tested by: tests/trainer/test_loader.py.
+Used by: trainer/assemble.py, loop.py. Tested by: tests/trainer/test_loader.py.
 Not here: what is in a batch (batch.py).
 """
 

@@ -30,7 +30,7 @@ def train(training: Training, interrupt: Interrupt) -> bool:
 
     Raises:
         DataError, FaultError: all ranks raise the same line; what was reached is saved.
-        OSError: the last checkpoint could not be written.
+        SaveError: the last checkpoint could not be written.
     """
     total_steps = training.config.schedule.total_steps
     if training.saved_step is None and training.config.continue_from.checkpoint:

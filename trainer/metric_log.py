@@ -2,7 +2,7 @@
 
 What: one row, four places. metrics.jsonl holds each step once: a resumed run drops the rows after its checkpoint first.
 W&B (`log.wandb = true`) is an extra; its own variables (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, ...) say where to.
-Used by: trainer/train.py, trainer/loop.py, trainer/report.py, trainer/demo.py. Tested by
+Used by: trainer/assemble.py, trainer/loop.py, trainer/report.py, trainer/demo.py. Tested by
 tests/trainer/test_metric_log.py.
 Not here: what is measured (trainer/metrics.py, trainer/speedometer.py); the progress bar (trainer/progress.py).
 """

@@ -20,9 +20,9 @@ from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.dataset import open_dataset, tokenizer_path
 from disentangled.trainer.run_config import RunConfig, load_run_config
+from disentangled.trainer.run_data import describe_sources, make_builder, make_order, open_windows
 from disentangled.trainer.sections import BatchSection
 from disentangled.trainer.shards import WindowStore
-from disentangled.trainer.train import describe_sources, make_builder, make_order, open_windows
 
 BAR_CELLS = 64
 TEXT_CELLS = 48

@@ -5,7 +5,7 @@ experiment resumes; with another it is an error that names the first key that di
 Another stage of ZeRO, precision or number of ranks is the same experiment. One launch at a time may work in it.
 Layout: run.json, spm.model, metrics.jsonl, events.jsonl, tensorboard/, checkpoints/; lock, stacks/ of ranks that hung,
 skipped_samples.json.
-Used by: trainer/train.py, trainer/export.py. Tested by tests/trainer/test_run_folder.py.
+Used by: trainer/assemble.py, trainer/export.py. Tested by tests/trainer/test_run_folder.py.
 """
 
 import fcntl

@@ -17,6 +17,10 @@ from disentangled.trainer.run_config import to_dict
 from disentangled.trainer.training import Training
 
 
+class SaveError(OSError):
+    """The last checkpoint could not be written. One line; every rank raises the same."""
+
+
 def save_beside(training: Training) -> None:
     """Begin a checkpoint of this moment; it is written while training goes on, where the config says so."""
     if training.writer.pending_step is not None:
@@ -36,7 +40,7 @@ def save_now(training: Training) -> None:
     """Have a checkpoint of this moment on disk.
 
     Raises:
-        OSError: it could not be written; the newest one before is there still.
+        SaveError: it could not be written; the newest one before is there still.
     """
     if training.writer.pending_step is not None:
         finish_save(training)
@@ -47,7 +51,7 @@ def save_now(training: Training) -> None:
         training.writer.finish()
     except OSError as error:
         training.tell("unsaved", f"the last checkpoint could not be written: {error}")
-        raise OSError(
+        raise SaveError(
             f"step {training.step} could not be saved: {error}; free some space and run the same command again, which "
             f"goes on from step {training.saved_step or 0}"
         ) from error

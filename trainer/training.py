@@ -1,6 +1,6 @@
 """All that a training process has, in one place, and what it may say about itself.
 
-Used by: trainer/train.py, which builds it, loop.py, saving.py and rollback.py, which run it.
+Used by: trainer/assemble.py, which builds it, loop.py, saving.py and rollback.py, which run it.
 """
 
 from collections.abc import Callable

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from disentangled.trainer.assemble import build_training
 from disentangled.trainer.distributed import leave_ranks
 from disentangled.trainer.interrupt import Interrupt
 from disentangled.trainer.loop import train
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.saving import save_now
-from disentangled.trainer.train import build_training
 from tests.trainer.tiny_run import tiny_config
 
 STEPS, HALF = 8, 4

@@ -12,7 +12,7 @@ import numpy as np
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer.checkpoint import list_checkpoints, load_state
 from disentangled.trainer.dataset import LocalDataset
-from disentangled.trainer.train import make_order, open_windows
+from disentangled.trainer.run_data import make_order, open_windows
 from tests.data_prep.tiny_corpus import read_tree
 from tests.integration.finished_run import launch_run, run_command_line
 from tests.launching import Finished, run_command

@@ -8,7 +8,7 @@ import pytest
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer import plan
 from disentangled.trainer.dataset import LocalDataset
-from disentangled.trainer.train import describe_sources, open_windows
+from disentangled.trainer.run_data import describe_sources, open_windows
 from tests.data_prep.tiny_corpus import make_documents, write_txt
 from tests.launching import run_command
 from tests.trainer.tiny_run import SMALLEST, tiny_config

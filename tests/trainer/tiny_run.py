@@ -13,7 +13,7 @@ from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.engine import EnginePair, build_models
 from disentangled.trainer.run_config import RunConfig, load_run_config
-from disentangled.trainer.train import make_builder, make_order, open_windows
+from disentangled.trainer.run_data import make_builder, make_order, open_windows
 from tests.trainer.plain_engines import PlainEngine
 
 CPU = torch.device("cpu")

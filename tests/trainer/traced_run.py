@@ -10,7 +10,6 @@ import weakref
 from collections import Counter
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,7 +68,9 @@ class Traffic:
     def _counting(self, name: str, place: int, function: Any) -> Any:
         names = {"all_reduce": "tensor", "reduce": "tensor", "broadcast": "tensor", "all_gather": "tensor_list",
                  "reduce_scatter": "input_list"}  # fmt: skip
-        keyword = names.get(name, "output_tensor" if "gather" in name else "input_tensor" if "scatter" in name else "input")
+        keyword = names.get(
+            name, "output_tensor" if "gather" in name else "input_tensor" if "scatter" in name else "input"
+        )
 
         def call(*arguments: Any, **keywords: Any) -> Any:
             value = arguments[place] if len(arguments) > place else keywords.get(keyword, keywords.get("output"))

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 
+from disentangled.trainer.assemble import build_training
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import ModelEngine
 from disentangled.trainer.interrupt import Interrupt
 from disentangled.trainer.loop import train
 from disentangled.trainer.run_config import RunConfig, load_run_config
 from disentangled.trainer.saving import save_now
-from disentangled.trainer.train import build_training
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 ENGINES: dict[str, dict[str, Any]] = {
