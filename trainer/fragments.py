@@ -4,7 +4,7 @@ What: DeepSpeed flattens parameters into partitions, and each rank owns some str
 which stretch of which parameter lies where in which flat tensor, so that state can be written and read by parameter
 name, whatever stage and number of ranks wrote it. The only file that knows DeepSpeed's partitions.
 Used by: trainer/engine_state.py. Tested by tests/trainer/test_fragments.py.
-Not here: weights and moments swapped to NVMe, which check_stage refuses.
+Not here: weights and moments swapped to NVMe, which trainer/ds_config.py refuses.
 """
 
 from collections.abc import Iterator
