@@ -17,6 +17,8 @@ RECIPE_OWNED = {
     "scheduler": "schedule.*",
     "steps_per_print": "log.every_steps",
     "tensorboard": "log.tensorboard",
+    "activation_checkpointing": "machine.recompute_generator and machine.recompute_discriminator",
+    "compile": "machine.compile_generator and machine.compile_discriminator",
 }
 ENGINE_OWNED = {
     "zero_optimization",
@@ -34,10 +36,8 @@ ENGINE_OWNED = {
     "dump_state",
     "comms_logger",
     "flops_profiler",
-    "activation_checkpointing",
     "aio",
     "checkpoint",
-    "compile",
     "seq_parallel_communication_data_type",
 }
 

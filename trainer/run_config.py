@@ -20,6 +20,7 @@ from disentangled.trainer.sections import (
     DataSection,
     EvaluateSection,
     LogSection,
+    MachineSection,
     MaskingSection,
     ModelSection,
     OptimizerSection,
@@ -34,6 +35,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.cache",
     "batch.micro_sequences",
+    "machine.",
     "log.",
     "evaluate.",
     "checkpoint.",
@@ -48,6 +50,7 @@ class RunConfig:
     data: DataSection = field(default_factory=DataSection)
     masking: MaskingSection = field(default_factory=MaskingSection)
     batch: BatchSection = field(default_factory=BatchSection)
+    machine: MachineSection = field(default_factory=MachineSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     log: LogSection = field(default_factory=LogSection)
