@@ -177,6 +177,11 @@ def dropout(
     sample, token = (
         torch.as_tensor(place, dtype=torch.int64, device=x.device).expand(rows_shape) for place in (sample, token)
     )
+    if torch.compiler.is_compiling():
+        keep = torch.ops.disentangled.keep_mask(
+            probability, x.shape[-1], seed, int(stream), layer, sample, token, site << 24
+        )
+        return (x * keep) * keep_scale(probability)
     keep = keep_mask(
         probability,
         x.shape[-1],

@@ -15,10 +15,15 @@ from disentangled.model.convolution import ConvLayer
 from disentangled.model.layer import Layer
 from disentangled.model.layout import TokenLayout
 from disentangled.model.noise import Noise
+from disentangled.model.recompute import run_module
 
 
 class Encoder(nn.Module):
-    """L layers over one relative embedding table."""
+    """L layers over one relative embedding table.
+
+    Attributes:
+        recompute: whether backward runs each layer again, which leaves only their inputs in memory.
+    """
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
@@ -28,6 +33,7 @@ class Encoder(nn.Module):
             nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_rel_ebd == "layer_norm" else None
         )
         self.conv = ConvLayer(config) if config.conv_kernel_size else None
+        self.recompute = False
 
     def get_rel_embeddings(self) -> Tensor:
         """The relative table [R, D] as the layers take it."""
@@ -41,7 +47,7 @@ class Encoder(nn.Module):
         rel_embeddings = self.get_rel_embeddings()
         hidden_states = [embeddings]
         for index, layer in enumerate(self.layer[:num_layers]):
-            states = layer(hidden_states[-1], rel_embeddings, layout, noise, index)
+            states = run_module(layer, self.recompute, hidden_states[-1], rel_embeddings, layout, noise, index)
             if index == 0 and self.conv is not None:
                 states = self.conv(embeddings, states, layout, noise)
             hidden_states.append(states)

@@ -23,6 +23,7 @@ from disentangled.model.layout import TokenLayout
 from disentangled.model.mask_decoder import MaskDecoder
 from disentangled.model.mlm_head import MaskedLanguageHead, sample_replacements
 from disentangled.model.noise import Noise
+from disentangled.model.recompute import run_module
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ class Generator(nn.Module):
         embeddings = self.deberta.embeddings(input_ids, layout, noise)
         encoder = self.deberta.encoder
         states = encoder(embeddings, layout, noise, num_layers=len(encoder.layer) - 1)[-1]
-        decoded = self.mask_decoder(states, encoder.layer[-1], encoder.get_rel_embeddings(), layout, masked_rows, noise)
+        decoded = run_module(
+            self.mask_decoder, encoder.recompute,
+            states, encoder.layer[-1], encoder.get_rel_embeddings(), layout, masked_rows, noise,
+        )  # fmt: skip
         return self.lm_predictions["lm_head"](decoded, self.word_embeddings)
 
     def forward(

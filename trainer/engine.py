@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from disentangled.data_prep.shard_schema import Manifest
+from disentangled.model.compile import compile_layers
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
 from disentangled.trainer.adamw import AdamW
@@ -172,6 +173,13 @@ def build_engines(
         accumulation=accumulation,
         gradient_clipping=config.optimizer.gradient_clipping,
     )
+    machine = config.machine
+    generator.deberta.encoder.recompute = machine.recompute_generator
+    discriminator.deberta.encoder.recompute = machine.recompute_discriminator
+    if machine.compile_generator:
+        compile_layers(generator)
+    if machine.compile_discriminator:
+        compile_layers(discriminator)
     engines = []
     for model, rate in zip((generator, discriminator), peak_learning_rates(config.optimizer), strict=True):
         table_apart = model is generator and config.continue_from.generator_warmup_steps > 0

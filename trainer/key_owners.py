@@ -18,6 +18,8 @@ RECIPE_OWNED = {
     "steps_per_print": "log.every_steps",
     "tensorboard": "log.tensorboard",
     "wandb": "log.wandb",
+    "activation_checkpointing": "machine.recompute_generator and machine.recompute_discriminator",
+    "compile": "machine.compile_generator and machine.compile_discriminator",
 }
 ENGINE_OWNED = {
     "zero_optimization",
@@ -35,10 +37,8 @@ ENGINE_OWNED = {
     "dump_state",
     "comms_logger",
     "flops_profiler",
-    "activation_checkpointing",
     "aio",
     "checkpoint",
-    "compile",
     "seq_parallel_communication_data_type",
 }
 

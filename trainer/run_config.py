@@ -22,6 +22,7 @@ from disentangled.trainer.sections import (
     EvaluateSection,
     FaultsSection,
     LogSection,
+    MachineSection,
     MaskingSection,
     ModelSection,
     OptimizerSection,
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "data.cache",
     "data.cache_bytes",
     "batch.micro_sequences",
+    "machine.",
     "log.",
     "evaluate.",
     "checkpoint.",
@@ -56,6 +58,7 @@ class RunConfig:
     data: DataSection = field(default_factory=DataSection)
     masking: MaskingSection = field(default_factory=MaskingSection)
     batch: BatchSection = field(default_factory=BatchSection)
+    machine: MachineSection = field(default_factory=MachineSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     log: LogSection = field(default_factory=LogSection)

@@ -118,6 +118,20 @@ class BatchSection:
 
 
 @dataclass(frozen=True)
+class MachineSection:
+    """How a machine computes what the rest of the recipe says: another launch of the run may change it.
+
+    recompute_*: activation checkpointing, a forward pass more for a layer's activations; no bit of the results differs.
+    compile_*: torch.compile of what surrounds attention; results differ by rounding.
+    """
+
+    recompute_generator: bool = False
+    recompute_discriminator: bool = False
+    compile_generator: bool = False
+    compile_discriminator: bool = False
+
+
+@dataclass(frozen=True)
 class OptimizerSection:
     """One optimizer a model, alike but for their rates (arXiv 2111.09543, table 10)."""
 

@@ -92,7 +92,8 @@ class DisentangledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, saved = _Inputs(*ctx.saved_tensors[:5]), iter(ctx.saved_tensors[5:])
+        tensors = ctx.saved_tensors  # read once: activation checkpointing allows no second time
+        inputs, saved = _Inputs(*tensors[:5]), iter(tensors[5:])
         dtype = _compute_dtype(grad_output.dtype)
         # In the dtype of the sums: those of the tables run over the groups.
         grad_inputs = _Inputs(

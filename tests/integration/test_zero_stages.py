@@ -105,7 +105,8 @@ def test_cases_are_told_apart_by_their_losses(
     plain: Callable[[str, str], dict[torch.dtype, torch.Tensor]],
 ) -> None:
     # else the comparisons above would pass whatever was trained
-    answers = {(name, clipping): plain(name, clipping)[torch.float64] for name in ALGORITHMS for clipping in CLIPPINGS}
+    names = [name for name in ALGORITHMS if name != "recomputed"]  # that one is gdes
+    answers = {(name, clipping): plain(name, clipping)[torch.float64] for name in names for clipping in CLIPPINGS}
     for (one, losses), (other, others) in itertools.combinations(answers.items(), 2):
         assert float((losses - others).abs().max()) > 1e-4, (one, other)
 

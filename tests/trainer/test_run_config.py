@@ -227,14 +227,8 @@ def test_dotted_keys_are_every_key_once() -> None:
 
 def test_differing_keys_are_those_that_change_what_is_computed() -> None:
     saved = to_dict(load_run_config("tiny"))
-    same = [
-        "run.dir=a",
-        "data.shards=b",
-        "batch.micro_sequences=8",
-        "log.every_steps=1",
-        "checkpoint.keep_last=9",
-        "faults.spike_factor=3.0",
-    ]
+    same = ["run.dir=a", "data.shards=b", "batch.micro_sequences=8", "log.every_steps=1", "checkpoint.keep_last=9"]
+    same += ["faults.spike_factor=3.0", "machine.recompute_generator=true", "machine.compile_discriminator=true"]
     assert differing_keys(saved, load_run_config("tiny", same)) == []
     changed = load_run_config("tiny", ["run.seed=9", "optimizer.beta2=0.9", "model.hidden_size=64"])
     assert differing_keys(saved, changed) == ["model.hidden_size", "optimizer.beta2", "run.seed"]
