@@ -1,7 +1,7 @@
 """Hosts on one machine: processes, hostname and network of their own, joined by a switch, and shared files.
 
-What: Linux namespaces (unshare, nsenter, veth pairs, a bridge), which need root. Powering a host off kills everything in it at
-once. Where the machine has sshd and pdsh, a host can be reached by ssh.
+What: Linux namespaces (unshare, nsenter, veth pairs, a bridge), which need root. Powering a host off kills all
+that is in it at once. Where the machine has sshd and pdsh, a host can be reached by ssh.
 Used by: test_clusters.py.
 """
 
