@@ -30,7 +30,7 @@ def save_beside(training: Training) -> None:
     try:
         begin_save(training)
     except OSError as error:
-        tell_unsaved(training, error)
+        tell_unsaved(training, training.step, error)
         return
     if not training.config.checkpoint.in_background:
         finish_save(training)
@@ -80,22 +80,24 @@ def begin_save(training: Training) -> None:
 def finish_save(training: Training) -> None:
     """Make the pending checkpoint whole; where it cannot be, say so and go on: the ones before it are there."""
     step = training.writer.pending_step
+    assert step is not None, "begin a checkpoint before"
     training.watchdog.progress()
     try:
         training.writer.finish()
     except OSError as error:
-        tell_unsaved(training, error)
+        tell_unsaved(training, step, error)
         return
     training.saved_step = step
     training.tell("save", f"saved step {step}")
 
 
-def tell_unsaved(training: Training, error: OSError) -> None:
-    """Warn that a checkpoint was not written."""
-    text = f"checkpoint not written ({error}): training goes on, the newest one is of step {training.saved_step}"
+def tell_unsaved(training: Training, step: int, error: OSError) -> None:
+    """Warn that the checkpoint of a step was not written."""
+    newest = "there is none yet" if training.saved_step is None else f"the newest one is of step {training.saved_step}"
+    text = f"the checkpoint of step {step} could not be written ({error}): training goes on, {newest}"
     training.tell("unsaved", text)
     if training.ranks.is_first:
-        print(f"warning: step {training.step}: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def load_engines(checkpoint: Path, state: TrainerState, engines: EnginePair) -> None:

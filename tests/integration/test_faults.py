@@ -16,6 +16,7 @@ import pytest
 
 from disentangled.trainer.checkpoint import checkpoints_of, find_checkpoint, list_checkpoints, load_state, step_of
 from disentangled.trainer.events import Event, read_events
+from disentangled.trainer.interrupt import EXIT_SAVED
 from disentangled.trainer.launch import find_free_port
 from disentangled.trainer.metric_log import read_rows
 from disentangled.trainer.skipped_samples import Skip, read_skips, write_skips
@@ -158,7 +159,7 @@ def test_full_disk_is_told_and_the_run_goes_on_once_there_is_room(
     options = ("checkpoint.every_steps=45",)
     finished = launch_run(shards, folder, *options)
     assert finished.code == 2, finished
-    assert "warning: step 45: checkpoint not written" in finished.stderr
+    assert "warning: the checkpoint of step 45 could not be written" in finished.stderr
     assert "step 90 could not be saved" in finished.stderr and "free some space" in finished.stderr
     assert find_checkpoint(folder) == (None, [])
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
@@ -167,16 +168,19 @@ def test_full_disk_is_told_and_the_run_goes_on_once_there_is_room(
     assert_ended_like(folder, straight)
 
 
-def test_second_launch_into_one_folder_is_refused_and_the_first_goes_on(
-    straight: Path, shards: Path, tmp_path: Path
-) -> None:
+def test_second_launch_into_one_folder_is_refused_and_the_first_goes_on(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with start_command(*run_command_line(shards, folder, "checkpoint.every_steps=45")) as first:
+    with start_command(*run_command_line(shards, folder, "schedule.total_steps=1000000")) as first:
         first.wait_for_output("step ")
-        second = launch_run(shards, folder)
+        second = launch_run(shards, folder, "schedule.total_steps=1000000")
         assert second.code == 2 and f"run.dir {folder} is in use by process" in second.stderr, second
-        assert first.finish().code == 0
-    assert_ended_like(folder, straight)
+        lines = first.output().count("step ")
+        while first.output().count("step ") == lines:
+            assert first.process.poll() is None
+            time.sleep(0.05)
+        first.process.send_signal(signal.SIGTERM)
+        assert first.finish().code == EXIT_SAVED
+    assert find_checkpoint(folder)[0] is not None
 
 
 @pytest.mark.parametrize("harm", ["deleted", "truncated"])
