@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -49,7 +50,7 @@ def main() -> None:
     traffic = Traffic()
     options = parse_arguments(sys.argv[1:])
     config = load_run_config(options.recipe, options.overrides)
-    with AllocatedBytes() as allocated:
+    with AllocatedBytes(torch.device("cpu")) as allocated:
         training = build_training(config, load_ds_config(options.engine))
         rtd_step = RtdStep(training.engines, config, training.sampling, training.ranks.world_size)
         steps = training.loader.steps(0, config.schedule.total_steps)
@@ -62,7 +63,7 @@ def main() -> None:
             rtd_step.run(batches, GlobalCounts(masked, live), number, training.sums)
         steps.close()
     if training.ranks.is_first:
-        print(json.dumps({"traffic": traffic.bytes, "resting": allocated.resting, "peak": allocated.peak}))
+        print(json.dumps({"traffic": traffic.bytes, "peak": allocated.peak()}))
 
 
 if __name__ == "__main__":
