@@ -73,7 +73,9 @@ def test_folder_in_use_is_refused(straight: Path, shards: Path, tmp_path: Path) 
     with (folder / "lock").open("r+") as file:  # whoever reads it in this process and closes it gives the lock up
         fcntl.lockf(file, fcntl.LOCK_EX)
         finished = run_alone(shards, folder)
-    assert_one_line(finished, f"run.dir {folder} is in use by process ", "wait for its end, or use another run.dir")
+    assert_one_line(
+        finished, f"run.dir {folder} is in use by process ", "wait for its end, stop it, or use another run.dir"
+    )
     assert read_tree(folder) == before
 
 
