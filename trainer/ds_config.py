@@ -18,6 +18,49 @@ from disentangled.trainer.run_config import RunConfig, dotted_keys
 
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "bf16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config}
+# What results rest on where a ds_config says nothing: DeepSpeed 0.19.8's own defaults, written out because they have
+# moved before (gradient_clipping became 1.0, bf16's overflow check came on), and some of ours.
+ENGINE_DEFAULTS: dict[str, Any] = {
+    "prescale_gradients": False,
+    "gradient_predivide_factor": 1.0,
+    "communication_data_type": "fp32",  # ours: theirs is the weights' type
+    "data_types": {"grad_accum_dtype": "fp32"},  # ours: theirs is the weights' type
+    "zero_allow_untested_optimizer": True,  # ours: any elementwise optimizer is tested (trainer/optim.py)
+    "zero_force_ds_cpu_optimizer": False,
+    "zero_optimization": {
+        "stage": 0,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "round_robin_gradients": False,
+        "load_from_fp32_weights": True,
+        "zero_quantized_weights": False,
+        "zero_quantized_nontrainable_weights": False,
+        "zero_quantized_gradients": False,
+    },
+    "bf16": {
+        "enabled": False,
+        "immediate_grad_update": True,  # ours: without, stage 1 adds earlier micro-batches' gradients again
+        "check_grad_overflow": True,
+        "bf16_master_weights_and_grads": False,
+        "bf16_optimizer_states": False,
+    },
+    "fp16": {
+        "enabled": False,
+        "auto_cast": False,
+        "loss_scale": 0,  # dynamic, each engine its own
+        "initial_scale_power": 16,
+        "loss_scale_window": 1000,
+        "hysteresis": 2,
+        "consecutive_hysteresis": False,
+        "min_loss_scale": 1,
+        "fp16_master_weights_and_grads": False,
+    },
+    "torch_autocast": {
+        "enabled": False,
+        "dtype": "bfloat16",
+        "lower_precision_safe_modules": [],  # ours: gradients of what is listed here are reduced in dtype
+    },
+}
 
 
 def load_ds_config(path: str | Path) -> dict[str, Any]:
@@ -37,7 +80,7 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
     for key, value in config.items():
         for name in [key, *(f"{key}.{inner}" for inner in (value if isinstance(value, dict) else ()))]:
             check_engine_key(name, recipe_keys, f"ds_config {found}")
-        if key in SECTIONS:
+        if key in SECTIONS or isinstance(ENGINE_DEFAULTS.get(key), dict):
             check_section(key, value, f"ds_config {found}")
     return config
 
@@ -46,11 +89,15 @@ def check_section(name: str, content: Any, place: str) -> None:
     """Raise ValueError for a section that DeepSpeed would refuse, before anything is written."""
     if not isinstance(content, dict):
         raise ValueError(f"{place}: {name} is {content!r}: it must be an object of keys")
-    kind = SECTIONS[name]
-    fields = kind.model_fields
-    names = [alias for field, entry in fields.items() for alias in (field, entry.alias) if alias]
+    kind = SECTIONS.get(name)
+    if kind is None:
+        names = list(ENGINE_DEFAULTS[name])
+    else:
+        names = [alias for field, entry in kind.model_fields.items() for alias in (field, entry.alias) if alias]
     for key in content:
         check_known(key, names, f"{place}: {name}")
+    if kind is None:
+        return
     try:
         kind(**content)
     except ValueError as error:
@@ -66,15 +113,16 @@ def merge_ds_config(
     ds_config: dict[str, Any], *, micro_sequences: int, accumulation: int, gradient_clipping: float
 ) -> dict[str, Any]:
     """The DeepSpeed config of one engine: the JSON, what the recipe decides, and every default that we rely on."""
-    return {
+    merged: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_sequences,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": gradient_clipping,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # our AdamW is torch's: no op to compile
         "steps_per_print": 1 << 60,  # we log ourselves
         "wall_clock_breakdown": False,
-    } | ds_config
+    }
+    for key, default in ENGINE_DEFAULTS.items():
+        merged[key] = default | ds_config.get(key, {}) if isinstance(default, dict) else default
+    return merged | {key: value for key, value in ds_config.items() if not isinstance(merged.get(key), dict)}
 
 
 def precision_of(ds_config: dict[str, Any]) -> str:

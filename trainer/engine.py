@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.nn.functional as F
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from disentangled.data_prep.shard_schema import Manifest
@@ -22,6 +23,7 @@ from disentangled.model.generator import Generator
 from disentangled.trainer.adamw import AdamW
 from disentangled.trainer.ds_config import merge_ds_config, precision_of, zero_stage_of
 from disentangled.trainer.fragments import base_optimizer, is_replicated
+from disentangled.trainer.gradient_watch import GradientWatch
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
 from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
@@ -38,6 +40,7 @@ class ModelEngine:
     def __init__(self, engine: Any, spike_factor: float = 0.0) -> None:
         self.deepspeed = engine
         self.guard = UpdateGuard(base_optimizer(engine), self._norm_before_update, spike_factor)
+        self._watch = GradientWatch(engine.module)
         self._norm_without_optimizer = torch.zeros(())
 
     @property
@@ -62,10 +65,11 @@ class ModelEngine:
         engine = self.deepspeed
         engine.set_gradient_accumulation_boundary(is_last)
         engine.backward(loss, scale_wrt_gas=False)
+        self._watch.check()
         if not is_last:
             engine.step()
             return
-        if not hasattr(engine.optimizer, "_global_grad_norm"):
+        if engine.optimizer is engine.basic_optimizer:
             norms = [norm_of(p.grad) for p in engine.module.parameters() if p.grad is not None]
             self._norm_without_optimizer = norm_of(torch.stack(norms))  # stage 0 in fp32 keeps none
         num_skipped = self.num_skipped_steps
@@ -137,8 +141,30 @@ def norm_of(values: Tensor) -> Tensor:
 
 
 def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
-    """Raise ValueError where the way of sharing cannot be computed in the engine's precision."""
-    if config.model.embedding_sharing == "es" and precision_of(ds_config) == "fp16":
+    """Raise ValueError where the machine, DeepSpeed or the way of sharing cannot compute in the engine's precision."""
+    precision, stage = precision_of(ds_config), zero_stage_of(ds_config)
+    merged = merge_ds_config(ds_config, micro_sequences=1, accumulation=1, gradient_clipping=0.0)
+    if precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise ValueError(
+            f"the --engine file says fp16, which the accelerator here ({get_accelerator().device_name()}) cannot: use "
+            "an --engine of bf16, torch_autocast or fp32"
+        )
+    if precision in ("bf16", "fp16") and stage == 0 and merged["data_types"]["grad_accum_dtype"] == "fp32":
+        raise ValueError(
+            f"the --engine file says {precision} at ZeRO stage 0, where DeepSpeed cannot accumulate gradients in fp32: "
+            "use stage 1, 2 or 3, or torch_autocast instead"
+        )
+    if precision == "bf16" and stage == 1 and not merged["bf16"]["immediate_grad_update"]:
+        raise ValueError(
+            "the --engine file says bf16.immediate_grad_update false at ZeRO stage 1, where DeepSpeed would add the "
+            "gradients of earlier micro-batches once more with each later one: leave the key out"
+        )
+    if precision == "autocast" and merged["torch_autocast"]["dtype"] not in ("bfloat16", "bf16"):
+        raise ValueError(
+            f"the --engine file says torch_autocast in {merged['torch_autocast']['dtype']}, whose loss scale each rank "
+            "would have of its own: set torch_autocast.dtype to bfloat16, or use fp16 instead"
+        )
+    if config.model.embedding_sharing == "es" and precision == "fp16":
         raise ValueError("model.embedding_sharing es needs one loss scale for both models: use bf16 or fp32, not fp16")
 
 

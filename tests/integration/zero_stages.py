@@ -147,11 +147,29 @@ def run_case(shards: Path, case: Case, ranks: Ranks) -> dict[str, Any]:
     return {"losses": run_steps(parts, engines, ranks), "without_gradient": sorted(without)}
 
 
+def meet_dead_parameter(shards: Path, ranks: Ranks) -> str:
+    """What a second step says at stage 3 whose generator has left its positions out; empty: nothing."""
+    parts = build_parts(case_config(shards, "gdes", "clipped", GLOBAL_SEQUENCES // ranks.world_size))
+    models = build_models(parts.config, load_manifest(shards))
+    engines = build_engines(*models, parts.config, ENGINES["stage 3 gathering always"], 1)
+    step = RtdStep(engines, parts.config, parts.sampling, ranks.world_size)
+    batches = parts.training.step_batches(0, 1, ranks.rank, ranks.world_size)
+    counts = GlobalCounts(*ranks.sum_on_host([batches[0].num_masked, batches[0].num_live]))
+    step.run(batches, counts, 0, MetricSums(ranks.device))
+    engines.generator.module.mask_decoder.position_embeddings.forward = lambda positions: torch.zeros(())
+    try:
+        step.run(batches, counts, 1, MetricSums(ranks.device))
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def main(part: str, shards: Path, file: Path) -> None:
     """Run all cases; each rank calls this."""
     torch.set_num_threads(1)
     ranks = join_ranks()
-    results = {str(case): run_case(shards, case, ranks) for case in list_cases(part, ranks.world_size)}
+    results: dict[str, Any] = {str(case): run_case(shards, case, ranks) for case in list_cases(part, ranks.world_size)}
+    results["dead parameter"] = meet_dead_parameter(shards, ranks)
     if ranks.is_first:
         file.write_text(json.dumps(results))
     leave_ranks()

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from disentangled.trainer.ds_config import DS_CONFIGS, describe_engine, load_ds_config, merge_ds_config, precision_of
+from disentangled.trainer.ds_config import (
+    DS_CONFIGS,
+    ENGINE_DEFAULTS,
+    SECTIONS,
+    describe_engine,
+    load_ds_config,
+    merge_ds_config,
+    precision_of,
+)
 from disentangled.trainer.key_owners import ENGINE_OWNED, RECIPE_OWNED
 from disentangled.trainer.run_config import RunConfig, dotted_keys
 
@@ -54,6 +62,8 @@ def test_recipes_own_names_are_refused_with_their_place(tmp_path: Path, content:
         ({"zero_optimization": {"stag": 2}}, "stage"),
         ({"zero_optimization": {"reduce_bucket": 1}}, "reduce_bucket_size"),
         ({"bf16": {"enable": True}}, "enabled"),
+        ({"data_types": {"grad_dtype": "fp32"}}, "grad_accum_dtype"),
+        ({"torch_autocast": {"enable": True}}, "enabled"),
     ],
 )
 def test_unknown_key_is_an_error_that_names_the_nearest(tmp_path: Path, content: Any, nearest: str) -> None:
@@ -91,9 +101,32 @@ def test_merge_writes_what_the_recipe_decides_and_keeps_the_rest() -> None:
     assert merged["train_micro_batch_size_per_gpu"] == 4
     assert merged["gradient_accumulation_steps"] == 3
     assert merged["gradient_clipping"] == 0.0  # DeepSpeed's own default is 1.0
-    assert merged["zero_optimization"] == {"stage": 1}
+    assert merged["zero_optimization"] == ENGINE_DEFAULTS["zero_optimization"] | {"stage": 1}
     assert merged["wall_clock_breakdown"] is True
     assert "wall_clock_breakdown" in ds_config and "gradient_clipping" not in ds_config
+
+
+def test_merge_writes_out_what_results_rest_on() -> None:
+    merged = merge_ds_config({"bf16": {"enabled": True}}, micro_sequences=4, accumulation=3, gradient_clipping=0.0)
+    assert merged["data_types"] == {"grad_accum_dtype": "fp32"} and merged["communication_data_type"] == "fp32"
+    assert merged["bf16"]["enabled"] is True and merged["bf16"]["check_grad_overflow"] is True
+    assert merged["torch_autocast"]["lower_precision_safe_modules"] == []
+    assert ENGINE_DEFAULTS["bf16"]["enabled"] is False
+
+
+def test_merge_lets_the_file_have_its_way() -> None:
+    ds_config = {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16", "bf16": {}}
+    merged = merge_ds_config(ds_config, micro_sequences=4, accumulation=3, gradient_clipping=0.0)
+    assert merged["data_types"] == {"grad_accum_dtype": "bf16"} and merged["communication_data_type"] == "bf16"
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_defaults_written_out_are_deepspeeds(name: str) -> None:
+    # a new version that moves one is noticed here
+    ours = {"bf16": {"immediate_grad_update": True}}.get(name, {})
+    theirs = SECTIONS[name]().model_dump()
+    assert {key: theirs[key] for key in ENGINE_DEFAULTS[name]} | ours == ENGINE_DEFAULTS[name]
+    assert all(theirs[key] != value for key, value in ours.items())
 
 
 @pytest.mark.parametrize(
