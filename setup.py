@@ -65,6 +65,8 @@ BENCH_REQUIREMENTS = [
     # ModernBERT's packer is compiled by it
     "numba>=0.60",
 ]
+# For `log.wandb = true`. 0.31 is what it was run with; it takes the pinned protobuf.
+WANDB_REQUIREMENTS = ["wandb>=0.31"]
 
 setup(
     name="disentangled",
@@ -83,6 +85,11 @@ setup(
     package_data={"disentangled": ["py.typed", "recipes/*.toml", "ds_configs/*.json"], "": ["README.md"]},
     install_requires=REQUIREMENTS,
     # moto: a stand-in for S3. Its botocore wants a python-dateutil below the pinned one, so it is in no default set-up
-    extras_require={"test": TEST_REQUIREMENTS, "test-s3": ["moto[server]>=5"], "bench": BENCH_REQUIREMENTS},
+    extras_require={
+        "test": TEST_REQUIREMENTS,
+        "test-s3": ["moto[server]>=5"],
+        "bench": BENCH_REQUIREMENTS,
+        "wandb": WANDB_REQUIREMENTS,
+    },
     zip_safe=False,
 )

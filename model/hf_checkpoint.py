@@ -4,11 +4,11 @@ What: our modules already carry Hugging Face's names, so what remains is the emb
 exported with E_D = E_G + E_Delta under the one name that transformers reads: a file that keeps E_Delta under a name of
 its own loads with random embeddings. On the way back E_Delta = E_D - E_G, not zero: otherwise the discriminator would
 go on with the generator's embeddings instead of its own (arXiv 2111.09543 section 3.3). Accepted besides our own files:
-those of transformers (with or without the prefix `deberta.`) and of the original code (`bert.`, `_weight`, position
-tables).
+those of transformers and of the original code (names: model/published_names.py; `_weight`, position tables: here).
 A config is the content of config.json: `DebertaV2Config(**config_to_hf(...))`, `config_from_hf(hf_config.to_dict())`.
-Used by: trainer/export.py. Tested by tests/model/test_hf_checkpoint.py.
-Not here: files (trainer/export.py), tokenizers (trainer/hf_tokenizer.py).
+Used by: trainer/export.py, model/pair_from_hf.py. Tested by tests/model/test_hf_checkpoint.py.
+Not here: files (trainer/export.py, trainer/published_files.py), tokenizers (trainer/hf_tokenizer.py), what to do about
+parts that a file lacks (model/pair_from_hf.py).
 """
 
 # V vocabulary  D hidden width
@@ -25,17 +25,23 @@ from disentangled.model.discriminator import TABLE_OF_SHARING
 from disentangled.model.generator import Trunk
 from disentangled.model.mask_decoder import MaskDecoder
 from disentangled.model.mlm_head import MaskedLanguageHead
+from disentangled.model.published_names import (
+    DECODER_POSITIONS,
+    DELTA,
+    INPUT_POSITIONS,
+    ORIGINAL_DELTA,
+    WORD_EMBEDDINGS,
+    State,
+    standard_names,
+)
 from disentangled.model.rtd_head import ReplacedTokenHead
 
-State = dict[str, Tensor]
-
-WORD_EMBEDDINGS = "deberta.embeddings.word_embeddings.weight"
-DELTA = "deberta.embeddings.word_embeddings_delta.weight"
-ORIGINAL_DELTA = "deberta.embeddings.word_embeddings._weight"  # the original code's E_Delta
-INPUT_POSITIONS = "deberta.embeddings.position_embeddings.weight"
-DECODER_POSITIONS = "mask_decoder.position_embeddings.weight"
 # in published files, of no use to a model without absolute positions as input
 UNUSED_EMBEDDINGS = ("deberta.embeddings.position_embeddings.", "deberta.embeddings.position_ids")
+
+# ||E_D - (E_G + E_Delta)|| / ||E_D|| of one pair is one update: about the learning rate, 1e-4 to 6e-4, a value, where
+# values start at 0.02 and grow; tables of two trainings differ by about 1
+LARGEST_SUM_ERROR = 0.1
 
 # what transformers takes a key of config.json to be that is left out, where DebertaConfig's default is another
 HF_DEFAULTS: dict[str, Any] = {
@@ -132,7 +138,7 @@ def discriminator_from_hf(
         ValueError: keys missing, unknown or of another shape; no generator where E_D needs one; for es an E_D that is
             not the generator's.
     """
-    state = _rename(hf_state)
+    state = standard_names(hf_state)
     own = discriminator_word_embeddings(state, generator_state)
     state = {
         name: tensor
@@ -148,11 +154,7 @@ def discriminator_from_hf(
                 f"embedding sharing {sharing} needs the generator's embeddings: give its state too, or use nes"
             )
         shared = _widen(generator_state[WORD_EMBEDDINGS])
-        if shared.shape != own.shape:
-            raise ValueError(
-                f"{WORD_EMBEDDINGS} is {tuple(own.shape)} in the discriminator and {tuple(shared.shape)} in the "
-                "generator: give two checkpoints of one vocabulary and width"
-            )
+        _check_same_table(own, shared)
         if sharing == "gdes":
             state[DELTA] = _widen(own) - shared
         elif not torch.equal(_widen(own), shared):
@@ -170,7 +172,9 @@ def generator_from_hf(hf_state: Mapping[str, Tensor], config: DebertaConfig) -> 
     Raises:
         ValueError: keys missing, unknown or of another shape.
     """
-    state = {name: tensor for name, tensor in _rename(hf_state).items() if not name.startswith("mask_predictions.")}
+    state = {
+        name: tensor for name, tensor in standard_names(hf_state).items() if not name.startswith("mask_predictions.")
+    }
     positions = state.get(DECODER_POSITIONS, state.get(INPUT_POSITIONS))
     state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED_EMBEDDINGS)}
     if positions is not None:
@@ -186,14 +190,24 @@ def discriminator_word_embeddings(
     """E_D [V, D] of a discriminator's file.
 
     The original code's files hold E_Delta as `_weight`, and with it or without it the sum under the usual name. Where
-    both are there the sum counts: transformers loads it, and it does not depend on which generator is given.
+    both are there the sum counts: transformers loads it, and it does not depend on which generator is given. It was
+    taken before E_Delta's last update, so it differs from E_G + E_Delta a little.
 
     Raises:
-        ValueError: no table, or E_Delta alone and no generator to add it to.
+        ValueError: no table, E_Delta alone and no generator to add it to, or a sum that is not this generator's.
     """
-    state = _rename(hf_state)
+    state = standard_names(hf_state)
     if WORD_EMBEDDINGS in state:
-        return state[WORD_EMBEDDINGS]
+        whole = _widen(state[WORD_EMBEDDINGS])
+        if ORIGINAL_DELTA in state and generator_state is not None:
+            distance = _relative_distance(whole, _add_delta(generator_state, state[ORIGINAL_DELTA]))
+            if distance > LARGEST_SUM_ERROR:
+                raise ValueError(
+                    f"the discriminator's checkpoint holds E_D ({WORD_EMBEDDINGS}) and E_Delta ({ORIGINAL_DELTA}), but "
+                    f"E_D is not the given generator's E_G + E_Delta (they differ by {distance:.0%} of E_D): give the "
+                    "generator of the same step, or remove the one of the two that is wrong"
+                )
+        return whole
     if ORIGINAL_DELTA not in state:
         raise ValueError(f"the discriminator's checkpoint lacks {WORD_EMBEDDINGS}: give a whole checkpoint")
     if generator_state is None:
@@ -201,21 +215,30 @@ def discriminator_word_embeddings(
             f"the discriminator's checkpoint holds only what it adds to the generator's embeddings ({ORIGINAL_DELTA}): "
             "give the generator's state too"
         )
-    return _widen(generator_state[WORD_EMBEDDINGS]) + _widen(state[ORIGINAL_DELTA])
+    return _add_delta(generator_state, state[ORIGINAL_DELTA])
+
+
+def _add_delta(generator_state: Mapping[str, Tensor], delta: Tensor) -> Tensor:
+    shared = _widen(generator_state[WORD_EMBEDDINGS])
+    _check_same_table(delta, shared)
+    return shared + _widen(delta)
+
+
+def _check_same_table(own: Tensor, shared: Tensor) -> None:
+    if shared.shape != own.shape:
+        raise ValueError(
+            f"{WORD_EMBEDDINGS} is {tuple(own.shape)} in the discriminator and {tuple(shared.shape)} in the "
+            "generator: give two checkpoints of one vocabulary and width"
+        )
+
+
+def _relative_distance(table: Tensor, other: Tensor) -> float:
+    return float(torch.linalg.vector_norm(table - other) / torch.linalg.vector_norm(table))
 
 
 def _widen(tensor: Tensor) -> Tensor:
     """The tensor in fp32 at least, where E_G + E_Delta loses nothing that training had."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _rename(hf_state: Mapping[str, Tensor]) -> State:
-    """All names with the prefix that our modules have: `deberta.` before the trunk."""
-    renamed = {}
-    for name, tensor in hf_state.items():
-        name = f"deberta.{name.removeprefix('bert.')}" if name.startswith("bert.") else name
-        renamed[f"deberta.{name}" if name.startswith(("embeddings.", "encoder.")) else name] = tensor
-    return renamed
 
 
 def _expected_shapes(config: DebertaConfig, parts: Mapping[str, type[nn.Module]], table: str) -> dict[str, torch.Size]:

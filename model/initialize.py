@@ -19,8 +19,10 @@ CALLS_AT_ONCE = 1 << 20  # bounds the int64 words of one draw at 32 MB
 
 @torch.no_grad()
 def initialize_weights(model: nn.Module, standard_deviation: float, seed: int) -> None:
-    """Fill every parameter of `model` in place."""
+    """Fill every parameter of `model` in place; one on the meta device has no values to fill."""
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
         if name.endswith("LayerNorm.weight"):
             parameter.fill_(1.0)
         elif name.endswith("bias") or "word_embeddings_delta" in name:

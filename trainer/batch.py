@@ -179,10 +179,14 @@ class BatchBuilder:
             for number in range(accumulation)
         ]
 
+    def windows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The window (row of the store) that each sample is."""
+        return samples if self._order is None else self._order.windows(samples)
+
     def build(self, samples: Sequence[int] | NDArray[np.int64]) -> MaskedBatch:
         """The micro-batch of these global sample indices; fewer than micro_sequences leave the rest padding."""
         samples = np.asarray(samples, dtype=np.int64)
-        pieces = self._store.pieces(samples if self._order is None else self._order.windows(samples))
+        pieces = self._store.pieces(self.windows(samples))
         special, row_tokens = self._special_ids, self._sequence_length
         ends = np.cumsum(pieces.length + 2)
         live_of_row = np.bincount(pieces.row, weights=pieces.length + 2, minlength=samples.size).astype(np.int64)

@@ -4,7 +4,7 @@ What: `batch.global_sequences` rows at each update, or a warm-up to it: the firs
 and over `batch.rise_steps` updates the size rises by so many at a time, in steps as even as they can be. Sizes belong
 to the experiment: they know neither ranks nor micro-batches, of which each size must hold a whole number. All of the
 data's position is a function of the update's number, so a resume needs nothing else.
-Used by: trainer/train.py, loop.py, loader.py, plan.py. Tested by tests/trainer/test_batch_size.py.
+Used by: trainer/assemble.py, loop.py, loader.py, plan.py. Tested by tests/trainer/test_batch_size.py.
 """
 
 from disentangled.trainer.sections import BatchSection

@@ -1,29 +1,32 @@
 """Checkpoints that are whole or not there, and finding the newest good one.
 
-What: DIR/checkpoints/step_00000100/{generator,discriminator}/ as DeepSpeed writes them, trainer_state.json, and last
-manifest.json with every file's size and xxh3_128. A checkpoint is written under a temporary name, renamed when
-complete, then named in `latest`. On resume each file is checked first: a checkpoint that was cut short is passed over
-by name. All ranks must see one file system.
-Used by: trainer/loop.py, trainer/train.py, trainer/export.py. Tested by tests/trainer/test_checkpoint.py and
+What: DIR/checkpoints/step_00000100/{generator,discriminator}/rank_*.safetensors (trainer/model_files.py),
+trainer_state.json, and last manifest.json with every file's size and xxh3_128. A checkpoint is written under a
+temporary name, renamed when complete, then named in `latest`. On resume each file is checked first: a checkpoint that
+was cut short is passed over by name. All ranks must see one file system.
+Used by: trainer/checkpoint_writer.py, train.py, export.py. Tested by tests/trainer/test_checkpoint.py and
 tests/integration/test_resume.py.
-Not here: resuming on another number of ranks.
+Not here: when and how it is written (saving.py, checkpoint_writer.py), what is in the models' files (engine_state.py).
 """
 
 import json
 import os
-import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from disentangled.trainer.distributed import Ranks
-from disentangled.trainer.engine import EnginePair
+from disentangled.trainer.engine_state import EngineRecord
+from disentangled.trainer.update_guard import NormMean
 
+FORMAT_VERSION = 2  # 1 was DeepSpeed's own files
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 MODELS = ("generator", "discriminator")
+NUM_HASHERS = 8  # xxhash lets other threads run
 
 
 @dataclass(frozen=True)
@@ -33,42 +36,33 @@ class TrainerState:
     Attributes:
         step: updates done.
         consumed_samples: samples of the order used up.
-        dataset_id, world_size: what a resume must find again.
+        dataset_id: what a resume must find again.
+        world_size, engine: what wrote it; another number of ranks and another ZeRO stage can read it.
         sums: metrics since the last log line.
         config: the resolved run config.
+        models: by name, what each engine has beside its tensors.
+        norms: by name, the running mean of each model's gradient norms.
     """
 
     step: int
     consumed_samples: int
     dataset_id: str
     world_size: int
+    engine: str
     sums: list[float]
     config: dict[str, Any]
+    models: dict[str, EngineRecord]
+    norms: dict[str, NormMean]
+    format_version: int = field(default=FORMAT_VERSION)
 
 
-def save_checkpoint(run_dir: Path, engines: EnginePair, state: TrainerState, ranks: Ranks, keep: int) -> Path:
-    """Write a checkpoint of this step and remove all but the newest `keep`. Called by every rank."""
-    root = run_dir / "checkpoints"
-    final, partial = root / step_name(state.step), root / f"{step_name(state.step)}.partial"
-    if ranks.is_first:
-        for unfinished in root.glob("*.partial"):
-            shutil.rmtree(unfinished)
-        partial.mkdir(parents=True)
-    ranks.wait_for_all()
-    for name in MODELS:
-        getattr(engines, name).deepspeed.save_checkpoint(str(partial), tag=name, save_latest=False)
-    ranks.wait_for_all()
-    if ranks.is_first:
-        (partial / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        _seal(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync_directory(root)
-        _write_atomically(root / "latest", final.name)
-        for other in outdated_checkpoints(run_dir, final, keep):
-            shutil.rmtree(other)
-    ranks.wait_for_all()
-    return final
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint: its path relative to it, size and hash."""
+
+    name: str
+    size_bytes: int
+    xxh3_128: str
 
 
 def find_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -84,21 +78,24 @@ def find_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """All finished checkpoints, newest first."""
-    return sorted((path for path in (run_dir / "checkpoints").glob("step_*") if not path.suffix), reverse=True)
+    return sorted((path for path in checkpoints_of(run_dir).glob("step_*") if not path.suffix), reverse=True)
 
 
-def outdated_checkpoints(run_dir: Path, newest: Path, keep: int) -> list[Path]:
-    """What to remove once `newest` is written: all but `keep`, and those of later steps, which were damaged."""
+def outdated_checkpoints(run_dir: Path, newest: Path, keep_last: int, keep_every_steps: int) -> list[Path]:
+    """What to remove after writing `newest`: all but the last, those at the interval; damaged ones of later steps."""
     checkpoints = list_checkpoints(run_dir)
     place = checkpoints.index(newest)
-    return checkpoints[:place] + checkpoints[place + keep :]
+    older = checkpoints[place + keep_last :]
+    return checkpoints[:place] + [
+        path for path in older if keep_every_steps == 0 or step_of(path) % keep_every_steps != 0
+    ]
 
 
 def find_fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where every one has its size and hash."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        files: dict[str, dict[str, Any]] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         return f"{MANIFEST}: {error}"
     for name, expected in files.items():
         path = checkpoint / name
@@ -106,27 +103,64 @@ def find_fault(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["size_bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['size_bytes']}"
-        if hash_file(path) != expected["xxh3_128"]:
-            return f"{name} has another xxh3_128 than when it was written"
+    with ThreadPoolExecutor(NUM_HASHERS) as hashers:
+        hashes = hashers.map(hash_file, (checkpoint / name for name in files))
+        for (name, expected), found in zip(files.items(), hashes, strict=True):
+            if found != expected["xxh3_128"]:
+                return f"{name} has another xxh3_128 than when it was written"
     return None
 
 
 def load_state(checkpoint: Path) -> TrainerState:
-    """The trainer's own state of a checkpoint."""
-    return TrainerState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    """The trainer's own state of a checkpoint.
+
+    Raises:
+        ValueError: it is of another version of this program.
+    """
+    content = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    version = content.get("format_version", 1)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"checkpoint {checkpoint} has format {version}, this program reads {FORMAT_VERSION}: go on with the "
+            "program that wrote it, or begin in another run.dir"
+        )
+    content["models"] = {name: _engine_record(values) for name, values in content["models"].items()}
+    content["norms"] = {name: NormMean(**values) for name, values in content["norms"].items()}
+    return TrainerState(**content)
 
 
-def load_engines(checkpoint: Path, engines: EnginePair) -> None:
-    """Weights, moments and loss scales of both engines."""
-    for name in MODELS:
-        path, _ = getattr(engines, name).deepspeed.load_checkpoint(str(checkpoint), tag=name)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed could not load {checkpoint / name}: see its log above")
+def write_state(directory: Path, state: TrainerState) -> None:
+    """Write the trainer's own state into a checkpoint that is being made."""
+    (directory / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+
+
+def seal(directory: Path, files: Sequence[FileRecord]) -> None:
+    """Write the manifest, which makes the directory a checkpoint; `files` are on disk already."""
+    content = {file.name: {"size_bytes": file.size_bytes, "xxh3_128": file.xxh3_128} for file in files}
+    write_atomically(directory / MANIFEST, json.dumps(content, indent=1))
+
+
+def settle(path: Path, root: Path) -> FileRecord:
+    """Flush a file to disk and record it relative to `root`."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_directory(path.parent)
+    return FileRecord(str(path.relative_to(root)), path.stat().st_size, hash_file(path))
+
+
+def checkpoints_of(run_dir: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return run_dir / "checkpoints"
 
 
 def step_name(step: int) -> str:
     """A checkpoint's folder name; names sort as steps do."""
     return f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def hash_file(path: Path) -> str:
@@ -138,29 +172,26 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _seal(directory: Path) -> None:
-    """Flush every file to disk, then write the manifest that makes the directory a checkpoint."""
-    files = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[str(path.relative_to(directory))] = {"size_bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
-    _write_atomically(directory / MANIFEST, json.dumps(files, indent=1))
-
-
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is there as a whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _engine_record(values: Mapping[str, Any]) -> EngineRecord:
+    counters = {key: (value, is_tensor) for key, (value, is_tensor) in values["counters"].items()}
+    return EngineRecord(**{**values, "counters": counters})

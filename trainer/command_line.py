@@ -1,6 +1,6 @@
 """What the trainer's commands share: arguments whose faults are one line, exit codes, and a console that may vanish.
 
-Used by: trainer/train.py, trainer/launch.py, trainer/metrics.py. Tested by tests/trainer/test_command_line.py.
+Used by: trainer/train.py, trainer/launch.py, trainer/metric_log.py. Tested by tests/trainer/test_command_line.py.
 """
 
 import argparse

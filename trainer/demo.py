@@ -25,7 +25,7 @@ import torch
 from disentangled.data_prep.shard_schema import Manifest, load_manifest
 from disentangled.trainer.command_line import EXIT_USER_ERROR, print_error
 from disentangled.trainer.interrupt import EXIT_SAVED
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 from disentangled.trainer.report import write_report
 from disentangled.trainer.samples import show_samples
 

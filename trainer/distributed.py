@@ -2,7 +2,7 @@
 
 What: starts torch.distributed through DeepSpeed and keeps one gloo group for host-side numbers, so that the ranks can
 agree on token counts and on stopping without asking a GPU.
-Used by: trainer/train.py, trainer/loop.py, trainer/checkpoint.py. Tested by tests/integration/.
+Used by: trainer/assemble.py, trainer/loop.py, trainer/checkpoint.py. Tested by tests/integration/.
 """
 
 import logging

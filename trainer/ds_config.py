@@ -102,6 +102,11 @@ def check_section(name: str, content: Any, place: str) -> None:
         kind(**content)
     except ValueError as error:
         raise ValueError(f"{place}: {name} does not suit DeepSpeed: {error}") from error
+    for key, value in content.items():
+        if key.startswith("offload_") and isinstance(value, dict) and value.get("device") == "nvme":
+            raise ValueError(
+                f"{place}: {name}.{key} goes to nvme, from where no checkpoint is written: take device cpu"
+            )
 
 
 def merge_ds_config(

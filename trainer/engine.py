@@ -22,18 +22,25 @@ from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
 from disentangled.trainer.adamw import AdamW
 from disentangled.trainer.ds_config import merge_ds_config, precision_of, zero_stage_of
+from disentangled.trainer.fragments import base_optimizer, is_replicated
 from disentangled.trainer.gradient_watch import GradientWatch
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
-from disentangled.trainer.partitions import add_over_ranks, is_partitioned, parameter_sizes, partition_pieces
+from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
+from disentangled.trainer.update_guard import UpdateGuard
 
 
 class ModelEngine:
-    """One model under DeepSpeed, with the few things that a step needs of it."""
+    """One model under DeepSpeed, with the few things that a step needs of it.
 
-    def __init__(self, engine: Any) -> None:
+    Args:
+        spike_factor: see trainer/update_guard.py.
+    """
+
+    def __init__(self, engine: Any, spike_factor: float = 0.0) -> None:
         self.deepspeed = engine
         self._watch = GradientWatch(engine.module)
+        self.guard = UpdateGuard(base_optimizer(engine), self._norm_before_update, spike_factor)
         self._norm_without_optimizer = torch.zeros(())
 
     @property
@@ -59,20 +66,35 @@ class ModelEngine:
         engine.set_gradient_accumulation_boundary(is_last)
         engine.backward(loss, scale_wrt_gas=False)
         self._watch.check()
-        if is_last and engine.optimizer is engine.basic_optimizer:
+        if not is_last:
+            engine.step()
+            return
+        if is_replicated(engine):
             norms = [norm_of(p.grad) for p in engine.module.parameters() if p.grad is not None]
             self._norm_without_optimizer = norm_of(torch.stack(norms))  # stage 0 in fp32 keeps none
-        engine.step()
+        num_skipped = self.num_skipped_steps
+        self.guard.watch(engine.step)
+        if self.guard.refusal:
+            engine.skipped_steps = num_skipped + 1  # the guard's refusals are not DeepSpeed's
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the rate of all parameter groups."""
+    def refusal(self) -> str:
+        """Why the last update was not made; empty where it was, or where the fp16 loss scale comes down first."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        is_scaling = self.deepspeed.fp16_enabled() and scaler is not None and scaler.loss_scale > 1.0
+        return "" if is_scaling and self.guard.is_unseen else self.guard.refusal
+
+    def set_learning_rate(self, learning_rate: float, resting_group: str | None = None) -> None:
+        """Set the rate of all parameter groups; that of the resting one to 0, where nothing moves or decays."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = 0.0 if resting_group is not None and group["name"] == resting_group else learning_rate
 
     def gradient_norm(self) -> float:
-        """The gradient's norm before clipping at the last update; reads the device."""
+        """The gradient's norm before clipping at the last update, infinite where it was refused; reads the device."""
         norm = self.deepspeed.get_global_grad_norm()
         return float(self._norm_without_optimizer if norm is None else norm)
+
+    def _norm_before_update(self) -> float:
+        return float(getattr(self.deepspeed.optimizer, "_global_grad_norm", self._norm_without_optimizer))
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,11 @@ class EnginePair:
         table = self.generator.module.word_embeddings
         with self.gathered(table):
             yield lambda ids: F.embedding(ids, table.detach())
+
+    def refusals(self) -> dict[str, str]:
+        """The models whose last update was not made, and why."""
+        both = {"generator": self.generator.refusal(), "discriminator": self.discriminator.refusal()}
+        return {name: why for name, why in both.items() if why}
 
     def delta_ratio(self) -> float:
         """||E_Delta|| / ||E_G|| for gdes, ||E_D|| / ||E_G|| for nes, 0 for es (there is no second table)."""
@@ -181,13 +208,14 @@ def build_engines(
         compile_layers(discriminator)
     engines = []
     for model, rate in zip((generator, discriminator), peak_learning_rates(config.optimizer), strict=True):
+        table_apart = model is generator and config.continue_from.generator_warmup_steps > 0
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, config.optimizer, rate, zero_stage_of(ds_config)),
+            optimizer=build_optimizer(model, config.optimizer, rate, zero_stage_of(ds_config), table_apart),
             config=dict(merged),
             dist_init_required=False,
         )
-        if isinstance(engine.basic_optimizer, AdamW) and is_partitioned(engine):
-            engine.basic_optimizer.know_pieces(partition_pieces(engine), parameter_sizes(engine), add_over_ranks)
-        engines.append(ModelEngine(engine))
+        if isinstance(engine.basic_optimizer, AdamW) and not is_replicated(engine):
+            engine.basic_optimizer.know_pieces(*pieces_of(engine), add_over_ranks)
+        engines.append(ModelEngine(engine, config.faults.spike_factor))
     return EnginePair(engines[0], engines[1], zero_stage_of(ds_config))

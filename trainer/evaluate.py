@@ -6,6 +6,8 @@ that the generator then corrupts. No dropout.
 Used by: trainer/loop.py. Tested by tests/trainer/test_evaluate.py.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,14 +28,16 @@ def evaluate(
     ranks: Ranks,
     windows: NDArray[np.int64],
     micro_sequences: int,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Metrics over these windows, their names starting with `validation_`.
+    """Metrics over these windows, their names starting with `validation_`; `progress` is called before each pass.
 
     Every rank runs the same number of passes (ZeRO-3 needs that); a pass without windows counts nothing.
     """
     sums = MetricSums(ranks.device)
     needs_rows = engines.discriminator.module.embedding_sharing != "nes"
     for start in range(0, windows.size, micro_sequences * ranks.world_size):
+        progress()
         first = start + ranks.rank * micro_sequences
         batch = builder.build(windows[first : first + micro_sequences]).to(ranks.device)
         layout = batch.layout()

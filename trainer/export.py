@@ -16,19 +16,17 @@ Not here: names and configs (model/hf_checkpoint.py), tokenizer files (trainer/h
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,9 +36,10 @@ from disentangled.model.config import DebertaConfig
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
 from disentangled.model.hf_checkpoint import config_to_hf, discriminator_to_hf, generator_to_hf
-from disentangled.trainer.checkpoint import find_checkpoint, find_fault, list_checkpoints, step_name
+from disentangled.trainer.checkpoint import find_checkpoint, find_fault, list_checkpoints, load_state, step_name
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.hf_tokenizer import write_tokenizer_files
+from disentangled.trainer.model_files import ModelFiles
 from disentangled.trainer.run_folder import RUN_FILE, TOKENIZER_FILE, read_run_file
 from disentangled.trainer.sections import ModelSection
 
@@ -112,7 +111,7 @@ def export_run(run_dir: Path, output: Path, checkpoint_name: str | None = None) 
     run = read_run(run_dir)
     checkpoint = choose_checkpoint(run_dir, checkpoint_name)
     check_output(output, run)
-    weights = {name: read_weights(checkpoint / name) for name in ("generator", "discriminator")}
+    weights = {name: read_weights(checkpoint, name) for name in ("generator", "discriminator")}
     for name, state in weights.items():
         check_finite(state, f"the {name} of {checkpoint}")
     with replacing(output) as partial:
@@ -139,8 +138,8 @@ def load_trained_pair(run_dir: Path) -> tuple[Generator, Discriminator]:
     checkpoint = choose_checkpoint(run_dir, None)
     generator = Generator(run.generator, run.special_ids.mask)
     discriminator = Discriminator(run.discriminator, run.embedding_sharing)
-    generator.load_state_dict(read_weights(checkpoint / "generator"))
-    discriminator.load_state_dict(read_weights(checkpoint / "discriminator"))
+    generator.load_state_dict(read_weights(checkpoint, "generator"))
+    discriminator.load_state_dict(read_weights(checkpoint, "discriminator"))
     return generator, discriminator
 
 
@@ -196,16 +195,11 @@ def choose_checkpoint(run_dir: Path, name: str | None) -> Path:
     return chosen
 
 
-def read_weights(model_dir: Path) -> dict[str, Tensor]:
-    """The state dict of one engine's checkpoint: ZeRO's fp32 master weights, or without ZeRO the module's own."""
-    if any(model_dir.glob("*_optim_states.pt")):
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it describes itself at length
-            masters: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(model_dir.parent, tag=model_dir.name)
-        return masters
-    # weights_only=False: DeepSpeed keeps objects of its own beside the weights
-    content = torch.load(model_dir / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True)
-    weights: dict[str, Tensor] = content["module"]
-    return weights
+def read_weights(checkpoint: Path, model: str) -> dict[str, Tensor]:
+    """The fp32 weights of a checkpoint's generator or discriminator, by name."""
+    files = ModelFiles(checkpoint / model)
+    shapes = load_state(checkpoint).models[model].shapes
+    return {name: files.read_weight(name, shape) for name, shape in shapes.items()}
 
 
 def check_finite(state: dict[str, Tensor], source: str) -> None:

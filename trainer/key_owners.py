@@ -17,6 +17,7 @@ RECIPE_OWNED = {
     "scheduler": "schedule.*",
     "steps_per_print": "log.every_steps",
     "tensorboard": "log.tensorboard",
+    "wandb": "log.wandb",
     "activation_checkpointing": "machine.recompute_generator and machine.recompute_discriminator",
     "compile": "machine.compile_generator and machine.compile_discriminator",
 }

@@ -7,8 +7,9 @@ this host; the ranks agree before each step, so those on other hosts stop too. T
 Arguments: `--recipe R`, `--engine E` and `section.key=value` go to the trainer, all others to DeepSpeed. A `--` says it
 explicitly: what is before it is DeepSpeed's, what is behind it the trainer's.
 
-Exit codes: 0 done; 85 stopped when asked to, nothing lost: run the same command again; 2 the user's mistake, in one
-line; any other is that of the rank that failed first (128 + N for signal N).
+Exit codes: 0 done; 85 stopped when asked to, nothing lost: run the same command again; 86 a rank made no progress
+(its stacks are in the run's folder): run it again too; 2 something to mend, in one line; any other is that of the rank
+that failed first (128 + N for signal N).
 
 Nothing is left behind: ranks whose launchers vanished save and leave by themselves (trainer/interrupt.py), and where
 DeepSpeed's launchers died but this process lives, it adopts the ranks and waits for them.
@@ -34,6 +35,7 @@ import psutil
 import torch
 
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
+from disentangled.trainer.foreign_launchers import forwarding_words, meeting_point, module_words
 from disentangled.trainer.interrupt import EXIT_SAVED, STOP_SIGNALS, is_alive, make_launch_id
 
 TRAIN_MODULE = "disentangled.trainer.train"
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the launcher; returns its exit code."""
     try:
         deepspeed_options, trainer_arguments = split_arguments(sys.argv[1:] if arguments is None else arguments)
-    except ValueError as error:
+        meeting = meeting_point(deepspeed_options)
+    except (ValueError, OSError) as error:
         print_error(error)
         return EXIT_USER_ERROR
     launch_id = make_launch_id()
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adopt_orphans()
     if not torch.accelerator.is_available():
         say("PyTorch finds no accelerator: running on the CPU")
-    environment = os.environ | {"PATH": searchable_path(os.environ.get("PATH", os.defpath))}
+    environment = os.environ | {"PATH": searchable_path(os.environ.get("PATH", os.defpath))} | meeting
     command = build_command(deepspeed_options, trainer_arguments, launch_id)
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     return wait_for_run(child, requests)
@@ -119,7 +122,8 @@ def build_command(deepspeed_options: Sequence[str], trainer_arguments: Sequence[
     named = [option.partition("=")[0] for option in deepspeed_options]
     if not {"--master_port", "--hostfile", "-H"} & set(named) and not DEFAULT_HOSTFILE.exists():
         command += ["--master_port", str(find_free_port())]  # several runs on one machine do not meet
-    return [*command, *deepspeed_options, "--module", TRAIN_MODULE, "--launch-id", launch_id, *trainer_arguments]
+    command += [*deepspeed_options, *forwarding_words(deepspeed_options)]
+    return [*command, *module_words(deepspeed_options, TRAIN_MODULE), "--launch-id", launch_id, *trainer_arguments]
 
 
 def searchable_path(path: str) -> str:

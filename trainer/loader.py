@@ -4,14 +4,15 @@ What: torch's DataLoader over numbered micro-batches, in order. A micro-batch de
 step alone, so any number of workers, and none, gives the same ones, and a resumed run begins at its step. Workers are
 forked:
 they share the mapped shards, know no device, and ignore the signals that ask the run to stop, as the rank does.
-Used by: trainer/train.py, loop.py. Tested by: tests/trainer/test_loader.py.
+Used by: trainer/assemble.py, loop.py. Tested by: tests/trainer/test_loader.py.
 Not here: what is in a batch (batch.py).
 """
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
@@ -19,6 +20,7 @@ from disentangled.trainer.batch_size import consumed_samples, micro_batches_at
 from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.order import rank_slice
 from disentangled.trainer.sections import BatchSection
+from disentangled.trainer.skipped_samples import Skip, num_skipped_before
 
 # Micro-batches that a worker is ahead by: one to be fetched and one being built.
 PREFETCH = 2
@@ -40,14 +42,15 @@ class DataError(ValueError):
 class MicroBatches(Dataset[MaskedBatch | DataError]):
     """This rank's micro-batch (step, number in the step)."""
 
-    def __init__(self, builder: BatchBuilder, slicing: Slicing) -> None:
+    def __init__(self, builder: BatchBuilder, slicing: Slicing, skips: Sequence[Skip]) -> None:
         self._builder = builder
         self._slicing = slicing
+        self._skips = skips
 
     def __getitem__(self, place: tuple[int, int]) -> MaskedBatch | DataError:
         step, number = place
         batch, rank, world_size = self._slicing.batch, self._slicing.rank, self._slicing.world_size
-        consumed = consumed_samples(batch, step)
+        consumed = consumed_samples(batch, step) + num_skipped_before(step, self._skips)
         try:
             return self._builder.build(rank_slice(consumed, number, rank, world_size, batch.micro_sequences))
         except (ValueError, OSError) as error:
@@ -58,20 +61,24 @@ class BatchLoader:
     """The micro-batches of each step of this rank."""
 
     def __init__(self, builder: BatchBuilder, slicing: Slicing, num_workers: int = 0, pin_memory: bool = False) -> None:
-        self._batches = MicroBatches(builder, slicing)
+        self._builder = builder
         self._slicing = slicing
         self._num_workers = num_workers
         self._pin_memory = pin_memory
 
-    def steps(self, first: int, stop: int) -> Generator[list[MaskedBatch], None, None]:
-        """The batches of steps first .. stop - 1; close it to end the workers early.
+    def windows(self, first_sample: int, stop_sample: int) -> list[int]:
+        """The rows of the training split that are samples first_sample .. stop_sample - 1."""
+        return self._builder.windows(np.arange(first_sample, stop_sample, dtype=np.int64)).tolist()
+
+    def steps(self, first: int, stop: int, skips: Sequence[Skip] = ()) -> Generator[list[MaskedBatch], None, None]:
+        """The batches of steps first .. stop - 1, samples of `skips` passed over; close it to end the workers early.
 
         Raises:
             DataError: a batch cannot be built, for instance because a shard is damaged.
         """
         places = ((step, number) for step in range(first, stop) for number in range(self._num_batches(step)))
         loader = DataLoader(
-            self._batches,
+            MicroBatches(self._builder, self._slicing, skips),
             batch_size=None,
             sampler=places,
             num_workers=self._num_workers,

@@ -1,14 +1,11 @@
-"""What a run reports: sums on the device, numbers on log steps, lines in three places.
+"""What a run measures of both models: sums on the device, numbers on log steps.
 
 What: a step adds to `MetricSums` without reading anything back. On a log step the sums are reduced over ranks, read
 once, and turned into means over the steps since the last line. A discriminator that calls everything original is right
 on nine tokens of ten, so accuracy is not reported: AUC (from a histogram of fixed bins) and balanced accuracy are.
 Used by: trainer/rtd_step.py, trainer/loop.py, trainer/evaluate.py. Tested by tests/trainer/test_metrics.py.
+Not here: where the numbers are written (trainer/metric_log.py), rates and memory (trainer/speedometer.py).
 """
-
-import json
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +13,6 @@ from torch import Tensor
 
 from disentangled.model.discriminator import DiscriminatorOutput
 from disentangled.model.generator import GeneratorOutput
-from disentangled.trainer.command_line import say
 
 NUM_BINS = 2048  # of the discriminator's probability: an AUC to within 1e-3 of the exact one (test_metrics)
 SCALARS = (
@@ -39,9 +35,9 @@ class MetricSums:
         self._sums = torch.zeros(len(SCALARS) + 2 * NUM_BINS, dtype=torch.float64, device=device)
 
     def add_generator(self, output: GeneratorOutput, num_masked: int) -> None:
-        """Add one generator pass."""
+        """Add one generator pass; one whose loss is not finite counts nothing, its update is refused."""
         zero = torch.zeros((), dtype=torch.float64, device=self._sums.device)
-        self._sums[:4] += torch.stack(
+        values = torch.stack(
             [
                 _round_loss(output.mlm_loss_sum),
                 zero + num_masked,
@@ -49,13 +45,16 @@ class MetricSums:
                 output.num_sampled_correct.double(),
             ]
         )
+        self._sums[:4] += torch.where(output.mlm_loss_sum.detach().isfinite(), values, 0.0)
 
     def add_discriminator(self, output: DiscriminatorOutput, live: Tensor) -> None:
-        """Add one discriminator pass; live [T] bool."""
-        self._sums[4:6] += torch.stack([_round_loss(output.rtd_loss_sum), live.sum().double()])
+        """Add one discriminator pass; live [T] bool. One whose loss is not finite counts nothing."""
+        counted = live.double() * output.rtd_loss_sum.detach().isfinite()
+        loss = _round_loss(output.rtd_loss_sum).nan_to_num(0.0, 0.0, 0.0)
+        self._sums[4:6] += torch.stack([loss, counted.sum()])
         bins = (output.logits.detach().sigmoid() * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         place = len(SCALARS) + bins + NUM_BINS * output.is_replaced.long()
-        self._sums.index_add_(0, place, live.double())
+        self._sums.index_add_(0, place, counted)
 
     def total(self) -> Tensor:
         """The sums over all ranks, for a checkpoint; called by every rank."""
@@ -63,6 +62,10 @@ class MetricSums:
         if dist.is_initialized():
             dist.all_reduce(total)
         return total
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums.zero_()
 
     def restore(self, values: list[float]) -> None:
         """Take a checkpoint's sums back; called by one rank, for all."""
@@ -82,12 +85,20 @@ def _round_loss(loss_sum: Tensor) -> Tensor:
 
 
 def summarize(sums: dict[str, float], original: Tensor, replaced: Tensor) -> dict[str, float]:
-    """Means of the sums. original, replaced: [NUM_BINS] counts by the probability of being replaced."""
-    masked, live = max(1.0, sums["num_masked"]), max(1.0, sums["num_live"])
-    return {
+    """Means of the sums, without the discriminator's where it has not run.
+
+    Args:
+        original, replaced: [NUM_BINS] counts by the probability of being replaced.
+    """
+    masked, live = max(1.0, sums["num_masked"]), sums["num_live"]
+    means = {
         "mlm_loss": sums["mlm_loss_sum"] / masked,
         "mlm_accuracy": sums["num_correct"] / masked,
         "sampled_accuracy": sums["num_sampled_correct"] / masked,
+    }
+    if live == 0:
+        return means
+    return means | {
         "replaced_fraction": float(replaced.sum()) / live,
         "rtd_loss": sums["rtd_loss_sum"] / live,
         "rtd_auc": area_under_curve(original, replaced),
@@ -110,85 +121,3 @@ def balanced_accuracy(original: Tensor, replaced: Tensor) -> float:
         return 0.5
     half = original.numel() // 2
     return float(original[:half].sum() / original.sum() + replaced[half:].sum() / replaced.sum()) / 2
-
-
-class MetricLog:
-    """Writes one row to the console, to metrics.jsonl and to TensorBoard; made on the first rank only."""
-
-    def __init__(self, directory: Path, first_step: int, total_steps: int, tensorboard: bool) -> None:
-        self._total_steps = total_steps
-        path = directory / "metrics.jsonl"
-        kept = [row for row in read_rows(path) if row["step"] <= first_step]
-        temporary = path.with_name(path.name + ".tmp")  # a resumed run repeats the steps after its checkpoint
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.rename(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._tensorboard: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # importing it takes seconds: only where it is wanted
-
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, row: dict[str, float]) -> None:
-        """Write one row; `step` is among its keys."""
-        self._file.write(json.dumps(row) + "\n")
-        if self._tensorboard is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, int(row["step"]))
-        say(console_line(row, self._total_steps))
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """All whole rows of a metrics.jsonl; a last line that was cut short is passed over."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def console_line(row: dict[str, float], total_steps: int) -> str:
-    """One row as a line of at most 100 characters."""
-    step = f"step {int(row['step']):>{len(str(total_steps))}}/{total_steps}"
-    if "validation_mlm_loss" in row:
-        return (
-            f"{step}  held out: mlm {row['validation_mlm_loss']:.3f} nats, accuracy "
-            f"{row['validation_mlm_accuracy']:.3f}  rtd {row['validation_rtd_loss']:.3f}, auc "
-            f"{row['validation_rtd_auc']:.3f}"
-        )
-    rate = f"{row['generator_learning_rate']:.1e}".replace("e-0", "e-")
-    remaining = row["seconds_per_step"] * (total_steps - row["step"])
-    return (
-        f"{step}  mlm {row['mlm_loss']:.3f}  rtd {row['rtd_loss']:.3f} auc {row['rtd_auc']:.3f}  "
-        f"lr {rate}  {_scale(row['tokens_per_second'])} tok/s {_scale(row['achieved_tflops'] * 1e12)} FLOP/s  "
-        f"{_clock(remaining)} left"
-    )
-
-
-def _scale(value: float) -> str:
-    """Three digits and a prefix: 12300 gives 12.3k."""
-    prefixes = ["", "k", "M", "G", "T", "P"]
-    while value >= 999.5 and len(prefixes) > 1:
-        value /= 1000
-        prefixes.pop(0)
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f}{prefixes[0]}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 100:
-        return f"{round(hours / 24)}d"
-    return f"{hours}h{minutes:02}" if hours else f"{minutes}:{rest:02}"

@@ -20,10 +20,12 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
+from disentangled.model.published_names import WORD_EMBEDDINGS
 from disentangled.trainer.adamw import AdamW
 from disentangled.trainer.key_owners import check_known
 from disentangled.trainer.sections import OptimizerSection
 
+TABLE_GROUP = "table"
 # arguments of a library's class that keys of [optimizer] give
 OWNED = {"lr": "learning_rate", "weight_decay": "weight_decay", "betas": "beta1 and beta2", "eps": "epsilon"}
 
@@ -34,15 +36,27 @@ def decays(name: str) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module, section: OptimizerSection, learning_rate: float, zero_stage: int = 0
+    model: nn.Module,
+    section: OptimizerSection,
+    learning_rate: float,
+    zero_stage: int = 0,
+    table_apart: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer over all parameters of `model` in two groups, `decay` and `no_decay`.
+
+    Args:
+        table_apart: the embedding table, which decays too, in a third group, `table`, so that it can rest.
 
     Raises:
         ValueError: optimizer.kind names no optimizer, or one that cannot work at this ZeRO stage.
     """
     named = list(model.named_parameters())
-    groups = [
+    groups: list[dict[str, object]] = []
+    if table_apart:
+        table = [p for n, p in named if n == WORD_EMBEDDINGS]
+        named = [(n, p) for n, p in named if n != WORD_EMBEDDINGS]
+        groups.append({"name": TABLE_GROUP, "params": table, "weight_decay": section.weight_decay})
+    groups += [
         {"name": "decay", "params": [p for n, p in named if decays(n)], "weight_decay": section.weight_decay},
         {"name": "no_decay", "params": [p for n, p in named if not decays(n)], "weight_decay": 0.0},
     ]

@@ -2,8 +2,10 @@
 
 What: rows, how full they are, steps of an epoch and epochs of each source, before any training; and one sample as the
 run packs and masks it. It also leaves the plan beside the dataset, so that a run on very many shards starts at once:
-`--processes N` packs N shards at a time.
+`--processes N` packs N shards at a time. `--memory --engine E --ranks N` says what each of N ranks will hold in memory;
+where the recipe has a vocabulary size, that needs no shards.
 Used by: users. Tested by tests/trainer/test_plan.py.
+Not here: how memory is planned (memory_plan.py), what the network carries (network_plan.py).
 """
 
 import itertools
@@ -13,16 +15,20 @@ from dataclasses import replace
 
 import numpy as np
 import sentencepiece
+import torch
+from deepspeed.accelerator import get_accelerator
 
 from disentangled.data_prep.shard_schema import Manifest
 from disentangled.kernels.counter_rng import Stream
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.dataset import open_dataset, tokenizer_path
+from disentangled.trainer.ds_config import load_ds_config
+from disentangled.trainer.memory_plan import describe_memory, plan_memory
 from disentangled.trainer.run_config import RunConfig, load_run_config
+from disentangled.trainer.run_data import describe_sources, make_builder, make_order, open_windows
 from disentangled.trainer.sections import BatchSection
 from disentangled.trainer.shards import WindowStore
-from disentangled.trainer.train import describe_sources, make_builder, make_order, open_windows
 
 BAR_CELLS = 64
 TEXT_CELLS = 48
@@ -84,19 +90,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[], help="sequence lengths to compare with the run's")
     parser.add_argument("--sample", type=int, help="draw this sample of the run, from 0 on")
     parser.add_argument("--processes", type=int, default=1, help="shards packed at a time (%(default)s)")
+    parser.add_argument("--memory", action="store_true", help="also what each rank will hold in memory")
+    parser.add_argument("--engine", help="with --memory: DeepSpeed JSON, or the name of a shipped one")
+    parser.add_argument("--ranks", type=int, default=1, help="with --memory: ranks of the run (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     try:
         options = parser.parse_intermixed_args(arguments)
-        run(options.recipe, options.overrides, options.lengths, options.sample, options.processes)
+        config = load_run_config(options.recipe, options.overrides)
+        if options.memory:
+            print(*plan_ranks(config, options.engine, options.ranks), "", sep="\n")
+        if config.data.shards or not options.memory:
+            run(config, options.lengths, options.sample, options.processes)
     except (ValueError, OSError) as error:
         print_error(error)
         return EXIT_USER_ERROR
     return 0
 
 
-def run(recipe: str, overrides: Sequence[str], lengths: Sequence[int], sample: int | None, processes: int) -> None:
+def plan_ranks(config: RunConfig, engine: str | None, num_ranks: int) -> list[str]:
+    """Memory of a rank in lines. Activations are traced on this machine's device."""
+    if engine is None:
+        raise ValueError("--memory needs the engine: add --engine FILE")
+    if num_ranks < 1:
+        raise ValueError(f"--ranks {num_ranks}: must be at least 1")
+    if not config.model.vocab_size and config.data.shards:
+        dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
+        config = replace(config, model=replace(config.model, vocab_size=dataset.manifest.vocab_size))
+    device = torch.device(get_accelerator().device_name())
+    return describe_memory(plan_memory(config, load_ds_config(engine), num_ranks, device))
+
+
+def run(config: RunConfig, lengths: Sequence[int], sample: int | None, processes: int) -> None:
     """Print the plan of a run; see main."""
-    config = load_run_config(recipe, overrides)
     if not config.data.shards:
         raise ValueError("data.shards is not set: add data.shards=DIR to the command")
     if sample is not None and sample < 0:

@@ -6,6 +6,8 @@ What, in order (arXiv 2111.09543 section 3.3, and the original code's decoupled 
 2. generator: for each micro-batch masked forward, replacements drawn from the same logits, backward; then its update;
 3. discriminator: rows of the E_G just updated are looked up and detached, E_Delta added, forward over the corrupted
    text, lambda * RTD loss backward; then its update.
+In the first continue_from.generator_warmup_steps steps of a continued run 3 is left out altogether and E_G rests: the
+discriminator's weights, its optimizer's state and its embeddings E_G + E_Delta stay as they are, to the bit.
 For es the discriminator goes between the generator's forward and its backward, because both gradients meet in E.
 `optimizer.update = "joint"` is the ablation of one loss L_MLM + lambda L_RTD (arXiv 2003.10555 section 3.2): rows of
 E_G are looked up before it moves. RTD's gradient reaches nothing of the generator's, so two updates from the same
@@ -26,7 +28,7 @@ from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.metrics import MetricSums
-from disentangled.trainer.optim import peak_learning_rates
+from disentangled.trainer.optim import TABLE_GROUP, peak_learning_rates
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.schedule import learning_rate_factor
 
@@ -51,11 +53,14 @@ class RtdStep:
 
     def run(self, batches: Sequence[MaskedBatch], counts: GlobalCounts, step: int, sums: MetricSums) -> None:
         """Update both models once. `step` is the number of updates done before; sums gains this step's metrics."""
-        self._set_learning_rates(step)
+        trains_alone = step < self._config.continue_from.generator_warmup_steps
+        self._set_learning_rates(step, TABLE_GROUP if trains_alone else None)
         # DeepSpeed averages gradients over ranks: the factor makes that a sum
         mlm_weight = self._world_size / max(1, counts.num_masked)
         rtd_weight = self._world_size * self._config.optimizer.rtd_lambda / max(1, counts.num_live)
-        if self._sharing == "es":
+        if trains_alone:
+            self._train_generator(batches, mlm_weight, step, sums)
+        elif self._sharing == "es":
             self._run_shared(batches, mlm_weight, rtd_weight, step, sums)
         elif self._config.optimizer.update == "joint":
             self._run_joint(batches, mlm_weight, rtd_weight, step, sums)
@@ -66,15 +71,22 @@ class RtdStep:
         self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
     ) -> None:
         """The generator moves first; the discriminator sees the E_G just updated."""
+        corrupted = self._train_generator(batches, mlm_weight, step, sums)
+        rows = self._generator_rows(corrupted)
+        for batch, corrupted_ids, shared_rows in zip(batches, corrupted, rows, strict=True):
+            judged = self._discriminate(batch, batch.layout(), corrupted_ids, shared_rows, step, sums)
+            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
+
+    def _train_generator(
+        self, batches: Sequence[MaskedBatch], mlm_weight: float, step: int, sums: MetricSums
+    ) -> list[Tensor]:
+        """The generator's update; returns each micro-batch's corrupted ids [T]."""
         corrupted = []
         for batch in batches:
             output = self._generate(batch, batch.layout(), step, sums)
             self._engines.generator.update(output.mlm_loss_sum * mlm_weight, batch is batches[-1])
             corrupted.append(output.corrupted_ids)
-        rows = self._generator_rows(corrupted)
-        for batch, corrupted_ids, shared_rows in zip(batches, corrupted, rows, strict=True):
-            judged = self._discriminate(batch, batch.layout(), corrupted_ids, shared_rows, step, sums)
-            self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
+        return corrupted
 
     def _run_joint(
         self, batches: Sequence[MaskedBatch], mlm_weight: float, rtd_weight: float, step: int, sums: MetricSums
@@ -137,8 +149,8 @@ class RtdStep:
         with self._engines.generator_rows() as look_up:
             return [look_up(ids) for ids in corrupted]
 
-    def _set_learning_rates(self, step: int) -> None:
+    def _set_learning_rates(self, step: int, resting_group: str | None) -> None:
         factor = learning_rate_factor(step, self._config.schedule)
         generator_rate, discriminator_rate = peak_learning_rates(self._config.optimizer)
-        self._engines.generator.set_learning_rate(generator_rate * factor)
+        self._engines.generator.set_learning_rate(generator_rate * factor, resting_group)
         self._engines.discriminator.set_learning_rate(discriminator_rate * factor)

@@ -17,8 +17,10 @@ from disentangled.trainer.schedule import ScheduleSection
 from disentangled.trainer.sections import (
     BatchSection,
     CheckpointSection,
+    ContinueSection,
     DataSection,
     EvaluateSection,
+    FaultsSection,
     LogSection,
     MachineSection,
     MaskingSection,
@@ -28,17 +30,23 @@ from disentangled.trainer.sections import (
 )
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-# what a later launch of the same run may change: where it runs and what it reports, never what it computes
+# what a later launch of the same run may change: where it runs and what it reports, never what it computes; a name
+# that ends in a dot is a whole section
 MAY_CHANGE = (
     "run.dir",
     "data.shards",
     "data.workers",
     "data.cache",
+    "data.cache_bytes",
     "batch.micro_sequences",
     "machine.",
     "log.",
     "evaluate.",
     "checkpoint.",
+    "faults.",
+    "continue_from.checkpoint",  # files may move; trainer/continue_from.py knows them by their content
+    "continue_from.generator",
+    "continue_from.tokenizer",
 )
 
 
@@ -56,6 +64,8 @@ class RunConfig:
     log: LogSection = field(default_factory=LogSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    faults: FaultsSection = field(default_factory=FaultsSection)
+    continue_from: ContinueSection = field(default_factory=ContinueSection)
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
@@ -162,7 +172,11 @@ def differing_keys(saved: Mapping[str, Any], config: RunConfig) -> list[str]:
     new = dict(_flatten(to_dict(config)))
     names = sorted(old.keys() | new.keys())
     differs = [key for key in names if _plain(old.get(key)) != _plain(new.get(key))]
-    return [key for key in differs if not key.startswith(MAY_CHANGE)]
+    return [key for key in differs if not _may_change(key)]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == known or (known.endswith(".") and key.startswith(known)) for known in MAY_CHANGE)
 
 
 def _plain(value: Any) -> Any:

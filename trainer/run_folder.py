@@ -2,27 +2,39 @@
 
 What: RUN/run.json holds the resolved config, the ds_config and the dataset's id. Launching again with the same
 experiment resumes; with another it is an error that names the first key that differs, so no two runs share a folder.
-Layout: run.json, spm.model, metrics.jsonl, tensorboard/, checkpoints/.
-Used by: trainer/train.py, trainer/export.py. Tested by tests/trainer/test_run_folder.py.
+Another stage of ZeRO, precision or number of ranks is the same experiment. One launch at a time may work in it.
+Layout: run.json, spm.model, metrics.jsonl, events.jsonl, tensorboard/, checkpoints/; lock, stacks/ of ranks that hung,
+skipped_samples.json.
+Used by: trainer/assemble.py, trainer/export.py. Tested by tests/trainer/test_run_folder.py.
 """
 
+import fcntl
 import json
+import os
 import shutil
+import socket
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from disentangled.data_prep.shard_schema import Manifest
 from disentangled.trainer.dataset import Dataset, tokenizer_path
-from disentangled.trainer.ds_config import describe_engine
+from disentangled.trainer.distributed import Ranks
+from disentangled.trainer.events import EVENTS_FILE
 from disentangled.trainer.run_config import RunConfig, differing_keys, get_key, to_dict
+from disentangled.trainer.skipped_samples import SKIPS_FILE
+from disentangled.trainer.watchdog import STACKS_FOLDER
 
 RUN_FILE = "run.json"
 TOKENIZER_FILE = "spm.model"
-FIRST_FILES = (TOKENIZER_FILE, f"{RUN_FILE}.tmp")  # all that is there where a first start was cut short
+LOCK_FILE = "lock"
+# all that may be there before a run has begun: a first start was cut short, or samples are to be passed over
+FIRST_FILES = (TOKENIZER_FILE, f"{RUN_FILE}.tmp", LOCK_FILE, EVENTS_FILE, STACKS_FOLDER, SKIPS_FILE)
+
+LOCKS: list[TextIO] = []  # kept open: closing one gives its folder free
 
 
-def claim_run_folder(config: RunConfig, ds_config: dict[str, Any], manifest: Manifest) -> Path:
+def claim_run_folder(config: RunConfig, manifest: Manifest) -> Path:
     """The run's folder, which is this run's already or free to become it; nothing is written.
 
     Raises:
@@ -46,15 +58,38 @@ def claim_run_folder(config: RunConfig, ds_config: dict[str, Any], manifest: Man
                 f"run.dir {directory} holds another run: its {key} is {old!r}, this one's {get_key(config, key)!r}; "
                 "use the same recipe to go on with it, or another run.dir"
             )
-        old_engine, engine = describe_engine(saved["ds_config"]), describe_engine(ds_config)
-        if old_engine != engine:
-            raise ValueError(
-                f"run.dir {directory} holds a run of {old_engine}, the --engine file says {engine}, whose checkpoints "
-                "differ: use the run's own --engine or another run.dir"
-            )
     elif directory.exists() and any(path.name not in FIRST_FILES for path in directory.iterdir()):
         raise ValueError(f"run.dir {directory} is not empty and holds no run: choose another run.dir")
     return directory
+
+
+def lock_run_folder(directory: Path, ranks: Ranks) -> None:
+    """Keep other launches out of the folder until this process ends, however it does; called by every rank.
+
+    Raises:
+        ValueError: another launch is at work there; on every rank.
+    """
+    holder = ""
+    if ranks.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / LOCK_FILE).open("a+", encoding="utf-8")
+        try:
+            # a record lock: it works over NFS, and a forked worker that outlives this process does not hold it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another launch"
+            file.close()
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            LOCKS.append(file)
+    holder = ranks.copy_from_first(holder)
+    if holder:
+        raise ValueError(
+            f"run.dir {directory} is in use by {holder}: wait for its end, stop it, or use another run.dir"
+        )
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

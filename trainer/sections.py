@@ -169,6 +169,7 @@ class LogSection:
 
     every_steps: int = 100
     tensorboard: bool = True
+    wandb: bool = False  # needs the extra disentangled[wandb]; its own variables (WANDB_MODE, ...) say where to
 
     def __post_init__(self) -> None:
         check_least("log", self, 1, "every_steps")
@@ -191,11 +192,48 @@ class CheckpointSection:
     """0 steps: only at the end and on a signal."""
 
     every_steps: int = 0
-    keep: int = 2  # newest checkpoints kept; at least 1
+    keep_last: int = 2  # newest checkpoints kept; at least 1
+    keep_every_steps: int = 0  # those of steps that it divides are kept as well; 0: none
+    in_background: bool = True  # training goes on while a copy of the state is written
 
     def __post_init__(self) -> None:
-        check_least("checkpoint", self, 0, "every_steps")
-        check_least("checkpoint", self, 1, "keep")
+        check_least("checkpoint", self, 0, "every_steps", "keep_every_steps")
+        check_least("checkpoint", self, 1, "keep_last")
+
+
+@dataclass(frozen=True)
+class FaultsSection:
+    """What a run does about bad updates and hung ranks."""
+
+    spike_factor: float = 20.0  # a gradient norm so many times its running mean is refused; 0: no finite one is
+    rollback_after: int = 10  # refused updates in a row: go back to a checkpoint, pass their samples over; 0: never
+    most_rollbacks: int = 3  # then the run ends
+    hang_seconds: float = 1800.0  # a rank that makes no progress for so long ends; 0: never
+
+    def __post_init__(self) -> None:
+        check_least("faults", self, 0, "spike_factor", "rollback_after", "most_rollbacks", "hang_seconds")
+
+
+@dataclass(frozen=True)
+class ContinueSection:
+    """Weights that a new run begins with: trainer/continue_from.py. A resumed run does not read them again."""
+
+    checkpoint: str = ""  # a folder or a weight file; empty: random initial weights
+    generator: str = ""  # the generator's folder or weight file, where it is not found beside the checkpoint
+    tokenizer: str = ""  # the checkpoint's spm.model, where it is not beside it; "shards": its ids are the shards' ids
+    generator_init: str = "copy"  # where no generator is given: "copy" the discriminator's first layers, or "random"
+    generator_warmup_steps: int = 0  # the first steps of the run, in which the generator trains alone
+
+    def __post_init__(self) -> None:
+        check_choice("continue_from", self, "generator_init", ("copy", "random"))
+        check_least("continue_from", self, 0, "generator_warmup_steps")
+        if not self.checkpoint:
+            for entry in fields(self):
+                if getattr(self, entry.name) != entry.default:
+                    raise ValueError(
+                        f"continue_from.{entry.name} is set without continue_from.checkpoint: "
+                        "add continue_from.checkpoint=DIR, or leave both out"
+                    )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def read_pins() -> dict[str, str]:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    declared = read_requirements("REQUIREMENTS")
+    declared = read_requirements("REQUIREMENTS") | read_requirements("WANDB_REQUIREMENTS")
     distributions = packages_distributions()
     undeclared = []
     for path in (path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*.py")):

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from disentangled.trainer.checkpoint import MODELS, list_checkpoints, load_state
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
+from disentangled.trainer.speedometer import MACHINE_KEYS
 from tests.launching import Finished, launch_command, run_command
 from tests.trainer.tiny_run import SMALLEST
-
-TIMINGS = {"tokens_per_second", "seconds_per_step", "achieved_tflops"}
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,15 @@ RUN = Run()
 
 def run_command_line(shards: Path, folder: Path, *overrides: str) -> tuple[str, ...]:
     """The command that starts the run, or goes on with it."""
-    return launch_command(
+    return launch_command(*run_arguments(shards, folder, *overrides))
+
+
+def run_arguments(shards: Path, folder: Path, *overrides: str) -> tuple[str, ...]:
+    """The trainer's arguments of the run, by whatever it is launched."""
+    return (
         "--recipe", "tiny", "--engine", "fp32_cpu", *SMALLEST, f"data.shards={shards}", f"run.dir={folder}",
         f"schedule.total_steps={RUN.total_steps}", f"log.every_steps={RUN.every_steps}", "log.tensorboard=false",
-        "evaluate.every_steps=40", "evaluate.num_sequences=12", "checkpoint.keep=3",
+        "evaluate.every_steps=40", "evaluate.num_sequences=12", "checkpoint.keep_last=3",
         "model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1", *overrides,
     )  # fmt: skip
 
@@ -45,20 +50,9 @@ def last_state(folder: Path) -> dict[str, Any]:
     newest = list_checkpoints(folder)[0]
     state: dict[str, Any] = {"trainer": vars(load_state(newest)) | {"config": None}}
     for name in MODELS:
-        for file in sorted((newest / name).glob("*.pt")):
-            state |= dict(flatten(torch.load(file, weights_only=False), f"{name}/{file.name}"))
+        for file in sorted((newest / name).glob("*.safetensors")):
+            state |= {f"{name}/{file.name}/{key}": values for key, values in load_file(file).items()}
     return state
-
-
-def flatten(value: Any, name: str) -> list[tuple[str, Any]]:
-    """(name, leaf) of everything in nested dicts, lists and DeepSpeed's own objects."""
-    if type(value).__module__.startswith("deepspeed."):
-        value = vars(value)
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in flatten(inner, f"{name}.{key}")]
-    if isinstance(value, list | tuple):
-        return [leaf for key, inner in enumerate(value) for leaf in flatten(inner, f"{name}.{key}")]
-    return [(name, value)]
 
 
 def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -72,6 +66,6 @@ def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def rows_without_timings(folder: Path) -> list[dict[str, float]]:
-    """All metrics that do not depend on the clock."""
+    """All metrics that depend on neither the clock nor the machine."""
     rows = read_rows(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MACHINE_KEYS} for row in rows]

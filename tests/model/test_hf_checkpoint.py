@@ -20,11 +20,6 @@ from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
 from disentangled.model.hf_checkpoint import (
-    DELTA,
-    INPUT_POSITIONS,
-    ORIGINAL_DELTA,
-    WORD_EMBEDDINGS,
-    State,
     config_from_hf,
     config_to_hf,
     discriminator_from_hf,
@@ -34,6 +29,7 @@ from disentangled.model.hf_checkpoint import (
     generator_to_hf,
 )
 from disentangled.model.layout import padded_layout
+from disentangled.model.published_names import DELTA, INPUT_POSITIONS, ORIGINAL_DELTA, WORD_EMBEDDINGS, State
 from tests.model.tiny_models import MASK_ID, largest_error, padded_batch, scramble, tiny_config
 
 RTD_HEAD = {
@@ -222,6 +218,19 @@ def test_file_of_the_original_code_gives_its_discriminator():
         assert largest_error(nes[WORD_EMBEDDINGS], shared + expected) == 0.0
     with pytest.raises(ValueError, match=r"holds only what it adds .*_weight.*: give the generator's state too$"):
         discriminator_from_hf(delta_alone, None, discriminator.config, "nes")
+
+
+def test_sum_that_is_not_the_generators_is_refused():
+    generator, discriminator = make_pair("gdes")
+    whole = generator.word_embeddings.data + discriminator.state_dict()[DELTA]
+    both = original_discriminator({WORD_EMBEDDINGS: whole, ORIGINAL_DELTA: discriminator.state_dict()[DELTA]})
+    assert torch.equal(discriminator_word_embeddings(both, generator.state_dict()), whole)
+    stranger = scramble(Generator(generator.config, MASK_ID), seed=9).state_dict()
+    with pytest.raises(ValueError, match=r"E_D is not the given generator's E_G \+ E_Delta \(they differ by 1\d\d% "):
+        discriminator_word_embeddings(both, stranger)
+    stranger[WORD_EMBEDDINGS] = torch.zeros(59, 32)
+    with pytest.raises(ValueError, match=r"is \(60, 32\) in the discriminator and \(59, 32\) in the generator"):
+        discriminator_word_embeddings(both, stranger)
 
 
 def test_discriminator_published_alone_continues_from_its_own_table():

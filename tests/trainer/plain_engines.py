@@ -16,10 +16,12 @@ class PlainEngine:
         learning_rates: the rate of each update so far.
     """
 
-    def __init__(self, model: nn.Module, section: OptimizerSection, moves: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, section: OptimizerSection, moves: bool = True, table_apart: bool = False
+    ) -> None:
         self.module = model
         self.learning_rates: list[float] = []
-        self._optimizer = build_optimizer(model, section, section.learning_rate)
+        self._optimizer = build_optimizer(model, section, section.learning_rate, table_apart=table_apart)
         self._clipping = section.gradient_clipping
         self._moves = moves
         self._norm = 0.0
@@ -34,11 +36,11 @@ class PlainEngine:
             self._norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
             self._optimizer.step()
             self._optimizer.zero_grad()
-            self.learning_rates.append(self._optimizer.param_groups[0]["lr"])
+            self.learning_rates.append(self._optimizer.param_groups[-1]["lr"])
 
-    def set_learning_rate(self, learning_rate: float) -> None:
+    def set_learning_rate(self, learning_rate: float, resting_group: str | None = None) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = 0.0 if group["name"] == resting_group else learning_rate
 
     def gradient_norm(self) -> float:
         return self._norm

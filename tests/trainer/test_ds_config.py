@@ -77,6 +77,10 @@ def test_unknown_key_is_an_error_that_names_the_nearest(tmp_path: Path, content:
         ("{", "mine.json is not valid JSON"),
         ("[1]", "mine.json holds no JSON object"),
         ({"zero_optimization": {"stage": 7}}, "zero_optimization does not suit DeepSpeed"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}},
+            "zero_optimization.offload_optimizer goes to nvme",
+        ),
         ({"zero_optimization": 2}, "zero_optimization is 2: it must be an object"),
     ],
 )

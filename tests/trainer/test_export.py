@@ -5,7 +5,6 @@ ranks (zero_checkpoints.py), and one run is trained. Not here: names and tokeniz
 test_hf_tokenizer.py).
 """
 
-import json
 import os
 import shutil
 import socket
@@ -22,13 +21,16 @@ from transformers import AutoModel, AutoTokenizer
 from disentangled.data_prep.shard_schema import load_manifest, open_shard
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator
-from disentangled.model.hf_checkpoint import DELTA, WORD_EMBEDDINGS
 from disentangled.model.layout import padded_layout
+from disentangled.model.published_names import DELTA, WORD_EMBEDDINGS
 from disentangled.trainer import export
-from disentangled.trainer.checkpoint import MANIFEST, hash_file, step_name
+from disentangled.trainer.checkpoint import MODELS, TrainerState, seal, step_name
+from disentangled.trainer.checkpoint_writer import write_part
 from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.engine import build_models
+from disentangled.trainer.engine_state import EngineRecord, RankState
 from disentangled.trainer.export import export_run, load_trained_pair, main, read_weights
+from disentangled.trainer.model_files import tensor_name
 from disentangled.trainer.run_folder import write_run_file
 from tests.launching import run_command, start_command
 from tests.model.tiny_models import scramble
@@ -57,16 +59,15 @@ def write_checkpoint(shards: Path, directory: Path, step: int, *overrides: str) 
     config = tiny_config(shards, f"run.dir={directory}", *overrides)
     pair = build_models(config, load_manifest(shards))
     checkpoint = directory / "checkpoints" / step_name(step)
-    for name, model in zip(("generator", "discriminator"), pair, strict=True):
+    states, records = {}, {}
+    for name, model in zip(MODELS, pair, strict=True):
         (checkpoint / name).mkdir(parents=True)
         scramble(model, seed=step)
-        torch.save({"module": model.state_dict()}, checkpoint / name / "mp_rank_00_model_states.pt")
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    described = {
-        str(path.relative_to(checkpoint)): {"size_bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
-        for path in files
-    }
-    (checkpoint / MANIFEST).write_text(json.dumps(described))
+        tensors = {tensor_name("fp32", key): values.detach().flatten() for key, values in model.named_parameters()}
+        states[name] = RankState(tensors, dict.fromkeys(tensors, 0))
+        records[name] = EngineRecord({key: list(values.shape) for key, values in model.named_parameters()}, {}, {}, 0)
+    state = TrainerState(step, 0, "", 1, "ZeRO stage 0 in fp32", [], {}, records, {})
+    seal(checkpoint, write_part(checkpoint, states, 0, state))
     return pair
 
 
@@ -146,7 +147,7 @@ def assert_hidden_states_are_ours(pair: Pair, folder: Path) -> None:
 def test_weights_of_every_zero_stage_are_the_fp32_ones(zero_runs: Path, name: str) -> None:
     known: dict[str, dict[str, Tensor]] = torch.load(zero_runs / name / "known_weights.pt")
     for model, state in known.items():
-        weights = read_weights(zero_runs / name / "checkpoints" / step_name(0) / model)
+        weights = read_weights(zero_runs / name / "checkpoints" / step_name(0), model)
         assert weights.keys() == state.keys()
         for parameter, values in state.items():
             assert weights[parameter].dtype == torch.float32
@@ -206,7 +207,7 @@ def test_newest_whole_checkpoint_is_taken_and_a_damaged_one_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export_run(run, tmp_path / "first").checkpoint == "step_00000010"
-    cut = run / "checkpoints" / "step_00000010" / "discriminator" / "mp_rank_00_model_states.pt"
+    cut = run / "checkpoints" / "step_00000010" / "discriminator" / "rank_00000.safetensors"
     os.truncate(cut, cut.stat().st_size // 2)
     assert main(["--run", str(run), "--output", str(tmp_path / "second")]) == 0
     said = capsys.readouterr()
@@ -227,9 +228,9 @@ def test_checkpoints_that_cannot_be_used_are_named(
         line = failure_of(capsys, "--run", run, "--output", output, "--checkpoint", name)
         assert line.endswith(f"has no checkpoint {name}: choose one of those it has (step_00000005, step_00000010)")
     for step in ("step_00000005", "step_00000010"):
-        (run / "checkpoints" / step / "generator" / "mp_rank_00_model_states.pt").unlink()
+        (run / "checkpoints" / step / "generator" / "rank_00000.safetensors").unlink()
     line = failure_of(capsys, "--run", run, "--output", output, "--checkpoint", "step_5")
-    assert "is damaged (generator/mp_rank_00_model_states.pt is missing)" in line
+    assert "is damaged (generator/rank_00000.safetensors is missing)" in line
     assert "holds no whole checkpoint (" in failure_of(capsys, "--run", run, "--output", output)
     write_run(shards, tmp_path / "begun")
     assert "holds no checkpoint: " in failure_of(capsys, "--run", tmp_path / "begun", "--output", output)
@@ -250,9 +251,9 @@ def test_folders_that_are_no_run_are_refused(run: Path, tmp_path: Path, capsys: 
 def test_weights_of_a_diverged_run_are_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def read_diverged(folder: Path) -> dict[str, Tensor]:
-        weights = read_weights(folder)
-        weights[WORD_EMBEDDINGS if folder.name == "generator" else DELTA][3, 1] = torch.nan
+    def read_diverged(checkpoint: Path, model: str) -> dict[str, Tensor]:
+        weights = read_weights(checkpoint, model)
+        weights[WORD_EMBEDDINGS if model == "generator" else DELTA][3, 1] = torch.nan
         return weights
 
     monkeypatch.setattr(export, "read_weights", read_diverged)

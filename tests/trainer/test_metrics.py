@@ -1,8 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,35 +7,9 @@ from torch import Tensor
 
 from disentangled.model.discriminator import DiscriminatorOutput
 from disentangled.model.generator import GeneratorOutput
-from disentangled.trainer.metrics import (
-    MetricLog,
-    MetricSums,
-    area_under_curve,
-    balanced_accuracy,
-    console_line,
-    read_rows,
-)
+from disentangled.trainer.metrics import MetricSums, area_under_curve, balanced_accuracy
 
 CPU = torch.device("cpu")
-TRAINING_ROW = {
-    "step": 500_000.0,
-    "mlm_loss": 12.345,
-    "rtd_loss": 0.123,
-    "rtd_auc": 0.999,
-    "generator_learning_rate": 1e-4,
-    "discriminator_learning_rate": 1e-4,
-    "tokens_per_second": 12_345_678.9,
-    "achieved_tflops": 12_345.678,
-    "seconds_per_step": 12.5,
-}
-SLOW, SLOWER = ({"step": 1.0, "seconds_per_step": seconds} for seconds in (0.7, 12.5))  # 97 hours, 72 days
-EVALUATION_ROW = {
-    "step": 500_000.0,
-    "validation_mlm_loss": 12.345,
-    "validation_mlm_accuracy": 0.999,
-    "validation_rtd_loss": 0.123,
-    "validation_rtd_auc": 0.999,
-}
 
 
 def judged(logits: Tensor, is_replaced: Tensor, loss: float = 0.0) -> DiscriminatorOutput:
@@ -133,70 +103,3 @@ def test_restored_sums_go_on_where_they_were_saved() -> None:
             second.restore(json.loads(json.dumps(first.total().tolist())))
         (first if number < 5 else second).add_discriminator(output, torch.ones(8))
     assert straight.take() == second.take()
-
-
-def test_log_writes_a_row_to_file_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = MetricLog(tmp_path, 0, 100, tensorboard=True)
-    log.write(TRAINING_ROW | {"step": 7})
-    log.close()
-    assert read_rows(tmp_path / "metrics.jsonl") == [TRAINING_ROW | {"step": 7}]
-    assert capsys.readouterr().out.startswith("step   7/100  mlm 12.345")
-    assert any((tmp_path / "tensorboard").iterdir())
-
-
-def test_log_of_a_resumed_run_drops_rows_after_its_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 5, "mlm_loss": 3.0}, {"step": 5, "validation_mlm_loss": 4.0}, {"step": 10, "mlm_loss": 2.0}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 15, "mlm_l')
-    MetricLog(tmp_path, 5, 100, tensorboard=False).close()
-    assert read_rows(path) == rows[:2]
-    MetricLog(tmp_path, 0, 100, tensorboard=False).close()
-    assert read_rows(path) == []
-
-
-def test_log_killed_while_it_starts_keeps_the_old_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 5}\n')
-
-    def die(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(json, "dumps", die)
-    with pytest.raises(KeyboardInterrupt):
-        MetricLog(tmp_path, 5, 100, tensorboard=False)
-    assert read_rows(path) == [{"step": 5}]
-
-
-def test_read_rows_of_no_file_is_empty(tmp_path: Path) -> None:
-    assert read_rows(tmp_path / "metrics.jsonl") == []
-
-
-@pytest.mark.parametrize("row", [TRAINING_ROW, TRAINING_ROW | SLOW, TRAINING_ROW | SLOWER, EVALUATION_ROW])
-def test_console_line_has_at_most_100_characters(row: dict[str, float]) -> None:
-    # the longest numbers of the paper's longest run
-    line = console_line(row, 500_000)
-    assert len(line) <= 100, line
-    assert "\n" not in line
-
-
-def test_console_line_shows_three_digits_of_each_rate() -> None:
-    slow = {"tokens_per_second": 7_654.0, "achieved_tflops": 0.0481, "seconds_per_step": 0.31, "step": 1000.0}
-    line = console_line(TRAINING_ROW | slow, 20_000)
-    assert line.endswith("lr 1.0e-4  7.65k tok/s 48.1G FLOP/s  1h38 left"), line
-
-
-def test_log_goes_on_where_the_terminal_is_gone(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    code = (
-        "from pathlib import Path; from disentangled.trainer.metrics import MetricLog\n"
-        f"log = MetricLog(Path({str(tmp_path)!r}), 0, 100, False)\n"
-        f"for step in (1, 2): log.write({EVALUATION_ROW!r} | {{'step': step}})\n"
-        "log.close()"
-    )
-    try:
-        finished = subprocess.run([sys.executable, "-c", code], stdout=writing, check=False)
-    finally:
-        os.close(writing)
-    assert finished.returncode == 0
-    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2

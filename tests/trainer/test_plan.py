@@ -8,7 +8,7 @@ import pytest
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer import plan
 from disentangled.trainer.dataset import LocalDataset
-from disentangled.trainer.train import describe_sources, open_windows
+from disentangled.trainer.run_data import describe_sources, open_windows
 from tests.data_prep.tiny_corpus import make_documents, write_txt
 from tests.launching import run_command
 from tests.trainer.tiny_run import SMALLEST, tiny_config
@@ -69,6 +69,16 @@ def test_sample_is_drawn_as_packed_and_masked(shards: Path, capsys: pytest.Captu
     assert bar != re.findall(r"\|(.*)\|", run_plan(capsys, shards, "--sample", "6", "data.sequence_length=64"))
 
 
+def test_memory_is_planned_with_and_without_shards(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = ("--memory", "--engine", "fp32_cpu", "--ranks", "2")
+    table, rows = run_plan(capsys, shards, *memory).split("\n\n", 1)
+    values = {line[:14].strip(): float(line[14:]) for line in table.splitlines()[1:]}
+    assert values.pop("together") == pytest.approx(sum(values.values()), abs=0.001 * len(values))
+    assert "tokens a row" in rows
+    assert plan.main(["--recipe", "tiny", *SMALLEST, "model.vocab_size=576", *memory]) == 0
+    assert capsys.readouterr().out.rstrip() == table
+
+
 def test_several_processes_give_the_same_plan(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "shards", ignore=shutil.ignore_patterns("plans")))
     run_plan(capsys, copy, "--processes", "2")
@@ -88,6 +98,9 @@ def test_several_processes_give_the_same_plan(shards: Path, tmp_path: Path, caps
         (["--lengths", "3"], "data.sequence_length is 3"),
         (["data.packing=tight"], "data.packing is 'tight': it must be one of best_fit, concatenate, one_piece"),
         (["data.max_epochs=0.001"], "data.max_epochs 0.001 allows"),
+        (["--memory"], "--memory needs the engine: add --engine FILE"),
+        (["--memory", "--engine", "fp32_cpu", "--ranks", "0"], "--ranks 0: must be at least 1"),
+        (["--memory", "--engine", "fp32_cpu", "--ranks", "3"], "batch.global_sequences 8 is not a multiple"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -170,11 +170,13 @@ def test_recipe_that_is_no_toml_is_an_error_that_names_it(tmp_path: Path, conten
         (["data.sequence_length=9999"], "data.sequence_length is 9999: .*model.max_position_embeddings"),
         (["data.sequence_length=3"], "data.sequence_length is 3"),
         (["run.seed=-1"], "run.seed is -1"),
+        (["checkpoint.keep_last=0"], "checkpoint.keep_last is 0"),
+        (["checkpoint.keep_every_steps=-1"], "checkpoint.keep_every_steps is -1"),
+        (["faults.hang_seconds=-1"], "faults.hang_seconds is -1"),
         (["batch.first_sequences=16"], "first_sequences is 16 and batch.rise_steps 0: a warm-up needs both"),
         (["batch.rise_steps=16"], "first_sequences is 0 and batch.rise_steps 16: a warm-up needs both"),
         (["batch.first_sequences=12", "batch.rise_steps=9"], r"first_sequences is 12: .*_sequences \(32\)"),
         (["batch.first_sequences=32", "batch.rise_steps=9"], r"first_sequences is 32: .*_sequences \(32\)"),
-        (["checkpoint.keep=0"], "checkpoint.keep is 0"),
     ],
 )
 def test_value_out_of_range_is_an_error_that_names_the_rule(overrides: list[str], message: str) -> None:
@@ -225,8 +227,8 @@ def test_dotted_keys_are_every_key_once() -> None:
 
 def test_differing_keys_are_those_that_change_what_is_computed() -> None:
     saved = to_dict(load_run_config("tiny"))
-    same = ["run.dir=a", "data.shards=b", "batch.micro_sequences=8", "log.every_steps=1", "checkpoint.keep=9"]
-    same += ["machine.recompute_generator=true", "machine.compile_discriminator=true"]
+    same = ["run.dir=a", "data.shards=b", "batch.micro_sequences=8", "log.every_steps=1", "checkpoint.keep_last=9"]
+    same += ["faults.spike_factor=3.0", "machine.recompute_generator=true", "machine.compile_discriminator=true"]
     assert differing_keys(saved, load_run_config("tiny", same)) == []
     changed = load_run_config("tiny", ["run.seed=9", "optimizer.beta2=0.9", "model.hidden_size=64"])
     assert differing_keys(saved, changed) == ["model.hidden_size", "optimizer.beta2", "run.seed"]

@@ -27,13 +27,13 @@ def config(shards: Path, tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def begun(config: RunConfig, manifest: Manifest) -> Path:
     """The folder of a run that has begun."""
-    directory = claim_run_folder(config, FP32, manifest)
+    directory = claim_run_folder(config, manifest)
     write_run_file(directory, config, LocalDataset(config.data.shards), FP32)
     return directory
 
 
 def test_claim_of_a_new_folder_writes_nothing(config: RunConfig, manifest: Manifest) -> None:
-    directory = claim_run_folder(config, FP32, manifest)
+    directory = claim_run_folder(config, manifest)
     assert directory == Path(config.run.dir) and not directory.exists()
 
 
@@ -49,7 +49,7 @@ def test_run_file_says_what_the_run_is(begun: Path, shards: Path, manifest: Mani
 def test_claim_by_the_same_run_succeeds_and_keeps_its_file(begun: Path, config: RunConfig, manifest: Manifest) -> None:
     before = (begun / "run.json").read_bytes()
     later = replace(config, log=replace(config.log, every_steps=3), batch=replace(config.batch, micro_sequences=2))
-    assert claim_run_folder(later, FP32, manifest) == begun
+    assert claim_run_folder(later, manifest) == begun
     write_run_file(begun, later, LocalDataset(later.data.shards), FP32)
     assert (begun / "run.json").read_bytes() == before
 
@@ -68,32 +68,23 @@ def test_claim_by_another_run_names_the_key(
 ) -> None:
     other = tiny_config(shards, f"run.dir={begun}", override)
     with pytest.raises(ValueError, match=f"{re.escape(str(begun))} holds another run: its {message}") as fault:
-        claim_run_folder(other, FP32, manifest)
+        claim_run_folder(other, manifest)
     assert "\n" not in str(fault.value) and "another run.dir" in str(fault.value)
 
 
 def test_claim_with_another_dataset_is_refused(begun: Path, config: RunConfig, manifest: Manifest) -> None:
     other = replace(manifest, dataset_id="f" * 64)
     with pytest.raises(ValueError, match=f"run on other shards .*{manifest.dataset_id[:12]}.*ffffffffffff"):
-        claim_run_folder(config, FP32, other)
-
-
-@pytest.mark.parametrize("engine", [{"zero_optimization": {"stage": 2}}, {"bf16": {"enabled": True}}])
-def test_claim_with_an_engine_of_other_checkpoints_is_refused(
-    begun: Path, config: RunConfig, manifest: Manifest, engine: dict[str, object]
-) -> None:
-    with pytest.raises(ValueError, match="holds a run of ZeRO stage 0 in fp32, the --engine file says"):
-        claim_run_folder(config, engine, manifest)
-    claim_run_folder(config, {"wall_clock_breakdown": True}, manifest)
+        claim_run_folder(config, other)
 
 
 def test_claim_of_a_foreign_folder_is_refused(config: RunConfig, manifest: Manifest) -> None:
     directory = Path(config.run.dir)
     directory.mkdir()
-    claim_run_folder(config, FP32, manifest)  # empty: free to take
+    claim_run_folder(config, manifest)  # empty: free to take
     (directory / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"is not empty and holds no run: choose another run.dir"):
-        claim_run_folder(config, FP32, manifest)
+        claim_run_folder(config, manifest)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}', '"text"'])
@@ -104,17 +95,17 @@ def test_claim_of_a_folder_with_a_foreign_run_file_is_refused(
     directory.mkdir()
     (directory / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run\.json is .*: choose another run.dir"):
-        claim_run_folder(config, FP32, manifest)
+        claim_run_folder(config, manifest)
 
 
 def test_run_cut_short_while_it_was_founded_can_begin_again(
     config: RunConfig, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = claim_run_folder(config, FP32, manifest)
+    directory = claim_run_folder(config, manifest)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write_run_file(directory, config, LocalDataset(config.data.shards), FP32)
     assert not (directory / "run.json").exists()
-    write_run_file(claim_run_folder(config, FP32, manifest), config, LocalDataset(config.data.shards), FP32)
+    write_run_file(claim_run_folder(config, manifest), config, LocalDataset(config.data.shards), FP32)
     assert (directory / "run.json").exists()

@@ -13,7 +13,7 @@ from disentangled.trainer.batch import BatchBuilder
 from disentangled.trainer.dataset import LocalDataset
 from disentangled.trainer.engine import EnginePair, build_models
 from disentangled.trainer.run_config import RunConfig, load_run_config
-from disentangled.trainer.train import make_builder, make_order, open_windows
+from disentangled.trainer.run_data import make_builder, make_order, open_windows
 from tests.trainer.plain_engines import PlainEngine
 
 CPU = torch.device("cpu")
@@ -53,8 +53,9 @@ class Parts:
     def plain_engines(self, moves: bool = True) -> EnginePair:
         """Both models in plain torch; where they do not move their gradients stay."""
         section = self.config.optimizer
+        table_apart = self.config.continue_from.generator_warmup_steps > 0
         return EnginePair(
-            PlainEngine(self.generator, section, moves),  # type: ignore[arg-type]
+            PlainEngine(self.generator, section, moves, table_apart),  # type: ignore[arg-type]
             PlainEngine(self.discriminator, section, moves),  # type: ignore[arg-type]
             zero_stage=0,
         )

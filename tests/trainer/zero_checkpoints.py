@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 
+from disentangled.trainer.assemble import build_training
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.engine import ModelEngine
 from disentangled.trainer.interrupt import Interrupt
-from disentangled.trainer.loop import save, train
+from disentangled.trainer.loop import train
 from disentangled.trainer.run_config import RunConfig, load_run_config
-from disentangled.trainer.train import build_training
+from disentangled.trainer.saving import save_now
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 ENGINES: dict[str, dict[str, Any]] = {
@@ -81,7 +82,7 @@ def main(shards: Path, folder: Path) -> None:
         stage = ds_config["zero_optimization"]["stage"]
         models = {"generator": training.engines.generator, "discriminator": training.engines.discriminator}
         known = {model: set_known_weights(engine, stage, seed) for seed, (model, engine) in enumerate(models.items())}
-        save(training)
+        save_now(training)
         if training.ranks.is_first:
             torch.save(known, folder / name / "known_weights.pt")
 
