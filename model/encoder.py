@@ -8,6 +8,7 @@ Not here: the generator's last layer, which the mask decoder runs itself (model/
 
 # T flat tokens  D hidden width  R relative rows (2 * att_span)  L layers
 
+import torch
 from torch import Tensor, nn
 
 from disentangled.model.config import DebertaConfig
@@ -36,8 +37,13 @@ class Encoder(nn.Module):
         self.recompute = False
 
     def get_rel_embeddings(self) -> Tensor:
-        """The relative table [R, D] as the layers take it."""
-        table = self.rel_embeddings.weight
+        """The relative table [R, D] as the layers take it.
+
+        Looked up row by row: ZeRO-3 gathers a weight around its own module's pass alone, and a generator of one layer
+        has no other pass that would have it gathered in backward.
+        """
+        rows = torch.arange(self.rel_embeddings.num_embeddings, device=self.rel_embeddings.weight.device)
+        table: Tensor = self.rel_embeddings(rows)
         return table if self.LayerNorm is None else self.LayerNorm(table)
 
     def forward(

@@ -22,6 +22,7 @@ from disentangled.trainer.masking import MaskingRule, MaskingUnit, choose_masked
 from disentangled.trainer.mixture import NUM_SLOTS, MixtureSchedule, SourceSize, mixture_shares
 from disentangled.trainer.order import SampleOrder, order_of_sources
 from disentangled.trainer.packing import pack_windows
+from disentangled.trainer.sections import BatchSection
 from disentangled.trainer.shards import WindowStore
 from disentangled.trainer.window_plan import join_windows
 from disentangled.trainer.word_starts import word_start_table
@@ -183,7 +184,7 @@ def read_steps(
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     for rank in range(ranks):
         builder = make_builder(dataset, "token", micro)
-        loader = BatchLoader(builder, Slicing(ROWS, micro, accumulation, rank, ranks), workers)
+        loader = BatchLoader(builder, Slicing(BatchSection(ROWS, micro), rank, ranks), workers)
         for batch in itertools.chain.from_iterable(loader.steps(first, stop)):
             ids = batch.original_ids.numpy()
             shown = np.full(ids.size, IGNORED_LABEL)

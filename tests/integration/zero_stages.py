@@ -37,6 +37,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "joint": ("optimizer.update=joint",),
     "stable": ("optimizer.kind=stable_adamw", "optimizer.bias_correction=false"),
     "rising": ("batch.first_sequences=4", "batch.rise_steps=2"),
+    "shallow": ("model.generator_num_hidden_layers=1",),  # where the mask decoder runs the only layer
     "recomputed": ("machine.recompute_generator=true", "machine.recompute_discriminator=true"),
 }
 SPLIT = ("gdes", "es", "nes", "joint")  # those that run with every accumulation, and without clipping too
