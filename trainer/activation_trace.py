@@ -1,8 +1,9 @@
 """What forward and backward of one micro-batch hold at most, traced on this machine's device.
 
 What: both models without DeepSpeed, on full rows of one document each, in the engine's precision. A pass of a large
-recipe would be slow on a CPU, so a shorter pass is traced where it is enough: what a pass holds is a constant, and a
-part that grows with rows, with layers, and with both, once every buffer of bounded size is full.
+recipe would be slow on a CPU, so matrix products are not computed there, and a shorter pass is traced where it is
+enough: what a pass holds is a constant, and a part that grows with rows, with layers, and with both, once every buffer
+of bounded size is full.
 Used by: trainer/memory_plan.py. Tested by tests/trainer/test_memory_plan.py.
 Not here: weights, gradients that stay from one micro-batch to the next (trainer/memory_plan.py).
 """
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from disentangled.kernels.counter_rng import Stream
 from disentangled.model.discriminator import Discriminator
@@ -25,7 +28,19 @@ from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.run_config import RunConfig
 
 LAYERS = 2, 3  # of the shorter passes: the first and the last layer of the generator are not like those between
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class WithoutProducts(TorchDispatchMode):
+    """Inside, matrix products are zeros of the right shape: as much memory, hardly any time."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, or make what it would give."""
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        shape = func(*tree_map_only(Tensor, lambda value: value.to("meta"), args), **(kwargs or {})).shape
+        return args[-1].new_zeros(shape)
 
 
 def trace_activations(
@@ -35,9 +50,9 @@ def trace_activations(
     section, rows = config.model, config.batch.micro_sequences
     layers = section.generator_num_hidden_layers if model == "generator" else section.num_hidden_layers
     masked_of_row = max(1, round(config.data.sequence_length * config.masking.probability))
-    few = -(-ROWS_AT_ONCE // masked_of_row)  # rows that fill the sampling's buffer
+    few = -(-ROWS_AT_ONCE // masked_of_row) if model == "generator" else 1  # rows that fill the sampling's buffer
     at_layers = (layers,) if exact or layers <= LAYERS[1] else LAYERS
-    at_rows = (rows,) if exact or rows <= 2 * few else (few, 2 * few)
+    at_rows = (rows,) if exact or rows <= few + 1 else (few, few + 1)
     traced = [
         [_trace_pass(model, config, vocab_size, precision, device, some_layers, some_rows) for some_rows in at_rows]
         for some_layers in at_layers
@@ -68,15 +83,16 @@ def _trace_pass(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.01)  # what memory holds by chance may be no number
+                parameter.grad = torch.zeros_like(parameter)  # as after an earlier micro-batch
         batch = full_batch(rows, config.data.sequence_length, config.masking.probability).to(device)
         banned = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        _run_pass(model, batch, banned, config, precision)  # afterwards each parameter has its gradient, as in a run
         allocated.mark()
-        _run_pass(model, batch, banned, config, precision)
+        with contextlib.nullcontext() if device.type == "cuda" else WithoutProducts():
+            _run_pass(model, batch, banned, config, precision)
         return allocated.peak()
 
 
-def _run_pass(model: nn.Module, batch: MaskedBatch, banned: torch.Tensor, config: RunConfig, precision: str) -> None:
+def _run_pass(model: nn.Module, batch: MaskedBatch, banned: Tensor, config: RunConfig, precision: str) -> None:
     layout = batch.layout()
     device = batch.buffer.device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "autocast" else contextlib.nullcontext()
