@@ -1,4 +1,4 @@
-"""Every shipped ds_config trains a small pair: deepspeed --module tests.integration.ds_configs SHARDS FILE.
+"""Every shipped ds_config trains a small pair: torchrun -m tests.integration.ds_configs SHARDS FILE.
 
 What: for each file but those of fp16, four steps of both models, held-out losses, and the types of what must be fp32;
 written to FILE as JSON by the first rank.

@@ -12,7 +12,7 @@ from deepspeed.accelerator import get_accelerator
 from disentangled.trainer.ds_config import load_ds_config, precision_of
 from disentangled.trainer.launch import find_free_port
 from tests.integration.ds_configs import BF16, FP32, MICRO_SEQUENCES, list_ds_configs
-from tests.integration.test_zero_stages import OneRank
+from tests.integration.test_zero_stages import RANKS, OneRank, one_thread  # noqa: F401, a fixture for every test
 from tests.integration.zero_stages import case_config, run_steps
 from tests.launching import run_command
 from tests.trainer.tiny_run import SMALLEST, build_parts
@@ -26,9 +26,8 @@ def found(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     """Name of a ds_config: what ds_configs.py found on two ranks."""
     file = tmp_path_factory.mktemp("ds_configs") / "found.json"
     finished = run_command(
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port",
-        str(find_free_port()), "--module", "tests.integration.ds_configs", str(shards), str(file),
-        seconds=1200,
+        *RANKS, "--nproc-per-node", "2", "--master-port", str(find_free_port()), "-m", "tests.integration.ds_configs",
+        str(shards), str(file), seconds=1200,
     )  # fmt: skip
     assert finished.code == 0, finished
     results: dict[str, Any] = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Four steps of both models under every ZeRO stage: deepspeed --module tests.integration.zero_stages PART SHARDS FILE.
+"""Four steps of both models under every ZeRO stage: torchrun -m tests.integration.zero_stages PART SHARDS FILE.
 
 What: for each case of PART ("fast" or "all") the losses and gradient norms of every step, held-out losses, and the
 parameters that got no gradient; written to FILE as JSON by the first rank.
