@@ -79,6 +79,13 @@ def join_ranks() -> Ranks:
     )
 
 
+def share_threads() -> None:
+    """Take this rank's part of the CPUs, unless OMP_NUM_THREADS says how many: more threads hold each other up."""
+    num_here = int(os.environ.get("LOCAL_SIZE", "1"))
+    if num_here > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_here))
+
+
 def leave_ranks() -> None:
     """Close what join_ranks opened, if anything: a process that ends with gloo's threads running may abort."""
     if dist.is_initialized():

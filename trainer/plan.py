@@ -3,9 +3,10 @@
 What: rows, how full they are, steps of an epoch and epochs of each source, before any training; and one sample as the
 run packs and masks it. It also leaves the plan beside the dataset, so that a run on very many shards starts at once:
 `--processes N` packs N shards at a time. `--memory --engine E --ranks N` says what each of N ranks will hold in memory;
-where the recipe has a vocabulary size, that needs no shards.
+where the recipe has a vocabulary size, that needs no shards. `--probe-steps K --engine E --ranks N` times K steps here.
 Used by: users. Tested by tests/trainer/test_plan.py.
-Not here: how memory is planned (memory_plan.py), what the network carries (network_plan.py).
+Not here: how memory is planned (memory_plan.py), how steps are timed (probe.py), what the network carries
+(network_plan.py).
 """
 
 import itertools
@@ -25,6 +26,7 @@ from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, pr
 from disentangled.trainer.dataset import open_dataset, tokenizer_path
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.memory_plan import describe_memory, plan_memory
+from disentangled.trainer.probe_here import probe_here
 from disentangled.trainer.run_config import RunConfig, load_run_config
 from disentangled.trainer.run_data import describe_sources, make_builder, make_order, open_windows
 from disentangled.trainer.sections import BatchSection
@@ -91,28 +93,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="draw this sample of the run, from 0 on")
     parser.add_argument("--processes", type=int, default=1, help="shards packed at a time (%(default)s)")
     parser.add_argument("--memory", action="store_true", help="also what each rank will hold in memory")
-    parser.add_argument("--engine", help="with --memory: DeepSpeed JSON, or the name of a shipped one")
-    parser.add_argument("--ranks", type=int, default=1, help="with --memory: ranks of the run (%(default)s)")
+    parser.add_argument("--probe-steps", type=int, default=0, help="also steps per day, from so many steps timed here")
+    parser.add_argument("--engine", help="of --memory and --probe-steps: DeepSpeed JSON, or the name of a shipped one")
+    parser.add_argument("--ranks", type=int, default=1, help="of --memory and --probe-steps: of the run (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     try:
         options = parser.parse_intermixed_args(arguments)
         config = load_run_config(options.recipe, options.overrides)
+        check_ranks(options.memory or options.probe_steps > 0, options.engine, options.ranks)
         if options.memory:
             print(*plan_ranks(config, options.engine, options.ranks), "", sep="\n")
         if config.data.shards or not options.memory:
             run(config, options.lengths, options.sample, options.processes)
+        if options.probe_steps > 0:
+            lines = probe_here(options.recipe, options.engine, options.overrides, options.ranks, options.probe_steps)
+            print("", *lines, sep="\n")
     except (ValueError, OSError) as error:
         print_error(error)
         return EXIT_USER_ERROR
     return 0
 
 
-def plan_ranks(config: RunConfig, engine: str | None, num_ranks: int) -> list[str]:
-    """Memory of a rank in lines. Activations are traced on this machine's device."""
-    if engine is None:
-        raise ValueError("--memory needs the engine: add --engine FILE")
+def check_ranks(is_asked: bool, engine: str | None, num_ranks: int) -> None:
+    """ValueError where what is asked of ranks lacks their engine or number."""
+    if is_asked and engine is None:
+        raise ValueError("--memory and --probe-steps need the engine: add --engine FILE")
     if num_ranks < 1:
         raise ValueError(f"--ranks {num_ranks}: must be at least 1")
+
+
+def plan_ranks(config: RunConfig, engine: str, num_ranks: int) -> list[str]:
+    """Memory of a rank in lines. Activations are traced on this machine's device."""
     if not config.model.vocab_size and config.data.shards:
         dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
         config = replace(config, model=replace(config.model, vocab_size=dataset.manifest.vocab_size))

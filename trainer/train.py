@@ -14,17 +14,16 @@ import sys
 import time
 from collections.abc import Sequence
 
-import torch
-
 from disentangled.trainer.assemble import build_training
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error, say
-from disentangled.trainer.distributed import leave_ranks
+from disentangled.trainer.distributed import leave_ranks, share_threads
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.faults import FaultError
 from disentangled.trainer.foreign_launchers import rank_variables
 from disentangled.trainer.interrupt import EXIT_SAVED, Interrupt
 from disentangled.trainer.loader import DataError
 from disentangled.trainer.loop import train
+from disentangled.trainer.lost_worker import describe_lost_worker, is_lost_worker
 from disentangled.trainer.out_of_memory import describe_out_of_memory, is_out_of_memory
 from disentangled.trainer.run_config import load_run_config
 from disentangled.trainer.saving import SaveError
@@ -78,6 +77,11 @@ def run(arguments: Sequence[str] | None) -> int:
         training.tell("stop", str(error))
         leave_ranks()
         return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        print_error(ChildProcessError(describe_lost_worker(error, config.data)))
+        return EXIT_USER_ERROR
     ending = "done" if finished else f"stopped ({interrupt.reason() or 'another rank was asked to'}), saved"
     training.tell("done" if finished else "stop", ending)
     if training.log is not None:
@@ -88,6 +92,5 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ and "LOCAL_SIZE" in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_SIZE"])))
+    share_threads()
     sys.exit(main())

@@ -85,7 +85,7 @@ def put_in(fault: str) -> None:
 
 
 if __name__ == "__main__":
-    [chosen] = [word for word in sys.argv[1:] if word.partition("=")[0].isalpha() and "=" in word][:1]
+    [chosen] = [word for word in sys.argv[1:] if word.partition("=")[0].isidentifier() and "=" in word][:1]
     sys.argv.remove(chosen)
     put_in(chosen)
     sys.exit(train.main())

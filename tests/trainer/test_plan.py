@@ -98,7 +98,7 @@ def test_several_processes_give_the_same_plan(shards: Path, tmp_path: Path, caps
         (["--lengths", "3"], "data.sequence_length is 3"),
         (["data.packing=tight"], "data.packing is 'tight': it must be one of best_fit, concatenate, one_piece"),
         (["data.max_epochs=0.001"], "data.max_epochs 0.001 allows"),
-        (["--memory"], "--memory needs the engine: add --engine FILE"),
+        (["--memory"], "--memory and --probe-steps need the engine: add --engine FILE"),
         (["--memory", "--engine", "fp32_cpu", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["--memory", "--engine", "fp32_cpu", "--ranks", "3"], "batch.global_sequences 8 is not a multiple"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
