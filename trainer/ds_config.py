@@ -133,6 +133,11 @@ def precision_of(ds_config: dict[str, Any]) -> str:
     return "autocast" if ds_config.get("torch_autocast", {}).get("enabled") else "fp32"
 
 
+def reduced_dtype_of(ds_config: dict[str, Any]) -> str:
+    """What gradients are sent and added up as between ranks: `fp32`, `bf16` or `fp16`."""
+    return str(ds_config.get("communication_data_type", ENGINE_DEFAULTS["communication_data_type"]))
+
+
 def describe_engine(ds_config: dict[str, Any]) -> str:
     """What decides the format of the engine's checkpoints, in words."""
     return f"ZeRO stage {zero_stage_of(ds_config)} in {precision_of(ds_config)}"

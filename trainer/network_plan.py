@@ -21,7 +21,7 @@ from disentangled.model.flops import step_flops
 from disentangled.model.generator import Generator
 from disentangled.trainer.command_line import EXIT_USER_ERROR, OneLineParser, print_error
 from disentangled.trainer.device_peaks import peak_flops
-from disentangled.trainer.ds_config import load_ds_config, precision_of, zero_stage_of
+from disentangled.trainer.ds_config import load_ds_config, precision_of, reduced_dtype_of, zero_stage_of
 from disentangled.trainer.run_config import RunConfig, accumulation_steps, load_run_config
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "autocast": 4}
@@ -61,7 +61,7 @@ def step_traffic(sizes: Sizes, config: RunConfig, ds_config: dict[str, Any], acc
     """Bytes that a rank of several hands to each kind of collective in one step; norms and counters are left out."""
     stage = zero_stage_of(ds_config)
     weight = DTYPE_BYTES[precision_of(ds_config)]
-    gradient = {"fp32": 4, "fp16": 2, "bf16": 2}.get(str(ds_config.get("communication_data_type")), weight)
+    gradient = DTYPE_BYTES[reduced_dtype_of(ds_config)]
     zero = ds_config.get("zero_optimization", {})
     live = min(zero.get(key, LIVE_PARAMETERS) for key in ("stage3_max_live_parameters", "stage3_max_reuse_distance"))
     persistent = zero.get("stage3_param_persistence_threshold", PERSISTENT_ELEMENTS)
