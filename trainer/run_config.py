@@ -167,8 +167,11 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def differing_keys(saved: Mapping[str, Any], config: RunConfig) -> list[str]:
-    """Keys of the experiment whose saved value is another than the config's (those of MAY_CHANGE left out)."""
-    old = dict(_flatten(saved))
+    """Keys of the experiment whose saved value is another than the config's (those of MAY_CHANGE left out).
+
+    A key that came after the run began has its default there, which must be what was done without it.
+    """
+    old = dict(_flatten(to_dict(RunConfig()))) | dict(_flatten(saved))
     new = dict(_flatten(to_dict(config)))
     names = sorted(old.keys() | new.keys())
     differs = [key for key in names if _plain(old.get(key)) != _plain(new.get(key))]

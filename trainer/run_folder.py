@@ -21,7 +21,7 @@ from disentangled.data_prep.shard_schema import Manifest
 from disentangled.trainer.dataset import Dataset, tokenizer_path
 from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.events import EVENTS_FILE
-from disentangled.trainer.run_config import RunConfig, differing_keys, get_key, to_dict
+from disentangled.trainer.run_config import RunConfig, differing_keys, dotted_keys, get_key, to_dict
 from disentangled.trainer.skipped_samples import SKIPS_FILE
 from disentangled.trainer.watchdog import STACKS_FOLDER
 
@@ -53,9 +53,12 @@ def claim_run_folder(config: RunConfig, manifest: Manifest) -> Path:
         if differing:
             key = differing[0]
             section, name = key.split(".")
-            old = saved["config"].get(section, {}).get(name)
+            known = key in dotted_keys(config)
+            default = get_key(RunConfig(), key) if known else None
+            old = saved["config"].get(section, {}).get(name, default)
+            new = f"this one's {get_key(config, key)!r}" if known else "which this version does not know"
             raise ValueError(
-                f"run.dir {directory} holds another run: its {key} is {old!r}, this one's {get_key(config, key)!r}; "
+                f"run.dir {directory} holds another run: its {key} is {old!r}, {new}; "
                 "use the same recipe to go on with it, or another run.dir"
             )
     elif directory.exists() and any(path.name not in FIRST_FILES for path in directory.iterdir()):

@@ -232,10 +232,15 @@ def test_differing_keys_are_those_that_change_what_is_computed() -> None:
     assert differing_keys(saved, load_run_config("tiny", same)) == []
     changed = load_run_config("tiny", ["run.seed=9", "optimizer.beta2=0.9", "model.hidden_size=64"])
     assert differing_keys(saved, changed) == ["model.hidden_size", "optimizer.beta2", "run.seed"]
-    del saved["masking"]
-    assert differing_keys(saved, load_run_config("tiny")) == [
-        f"masking.{name}" for name in ("mask_share", "max_span_words", "probability", "random_share", "unit")
-    ]
+
+
+def test_key_that_is_newer_than_the_run_had_its_default() -> None:
+    saved = to_dict(load_run_config("tiny"))
+    del saved["masking"]["unit"], saved["faults"]
+    assert differing_keys(saved, load_run_config("tiny")) == []
+    assert differing_keys(saved, load_run_config("tiny", ["masking.unit=span"])) == ["masking.unit"]
+    saved["masking"]["gone"] = 1
+    assert differing_keys(saved, load_run_config("tiny")) == ["masking.gone"]
 
 
 def test_true_is_no_number() -> None:

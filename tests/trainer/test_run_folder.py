@@ -72,6 +72,21 @@ def test_claim_by_another_run_names_the_key(
     assert "\n" not in str(fault.value) and "another run.dir" in str(fault.value)
 
 
+def test_keys_of_other_versions(begun: Path, shards: Path, manifest: Manifest) -> None:
+    """One that came later had its default; one that is gone is named as such."""
+    file = begun / "run.json"
+    content = json.loads(file.read_text())
+    del content["config"]["masking"]["unit"]
+    file.write_text(json.dumps(content))
+    assert claim_run_folder(tiny_config(shards, f"run.dir={begun}"), manifest) == begun
+    with pytest.raises(ValueError, match=r"its masking.unit is 'token', this one's 'span'"):
+        claim_run_folder(tiny_config(shards, f"run.dir={begun}", "masking.unit=span"), manifest)
+    content["config"]["masking"]["gone"] = 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"its masking.gone is 1, which this version does not know"):
+        claim_run_folder(tiny_config(shards, f"run.dir={begun}"), manifest)
+
+
 def test_claim_with_another_dataset_is_refused(begun: Path, config: RunConfig, manifest: Manifest) -> None:
     other = replace(manifest, dataset_id="f" * 64)
     with pytest.raises(ValueError, match=f"run on other shards .*{manifest.dataset_id[:12]}.*ffffffffffff"):
