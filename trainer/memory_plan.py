@@ -34,7 +34,7 @@ class MemoryPlan:
         activations: of a micro-batch, without the vocabulary's.
         vocabulary: logits, their gradients and sampling, and the table's gradient.
         buckets: gradients on their way.
-        shared_rows: rows of E_G for all of the step's micro-batches, which the discriminator's turn begins with.
+        shared_rows: corrupted ids of all of the step's micro-batches; at stage 3 also their rows of E_G.
     """
 
     parameters: int
@@ -119,10 +119,11 @@ def _plan_turn(
         gradients = gradients if stage < 2 else 0
     if stage == 3 and zero.get("offload_param", {}).get("device", "none") != "none":
         host, parameters = host + parameters, 0
-    rows_tokens = accumulation * config.batch.micro_sequences * config.data.sequence_length
-    shared_rows = ID_BYTES * rows_tokens
-    if name == "discriminator" and config.model.embedding_sharing == "gdes":
-        shared_rows += rows_tokens * config.model.hidden_size * weight
+    micro_batch_tokens = config.batch.micro_sequences * config.data.sequence_length
+    shared_rows = ID_BYTES * accumulation * micro_batch_tokens
+    if stage == 3 and name == "discriminator" and config.model.embedding_sharing == "gdes":
+        # those of the micro-batch whose turn it is are among the activations
+        shared_rows += (accumulation - 1) * micro_batch_tokens * config.model.hidden_size * weight
     vocabulary = max(0, traced - without_vocabulary) if name == "generator" else 0
     return MemoryPlan(
         parameters=parameters + gathered, gradients=gradients, optimizer=states, activations=traced - vocabulary,

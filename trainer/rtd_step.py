@@ -16,7 +16,8 @@ Nothing is read back from the device.
 Used by: trainer/loop.py. Tested by tests/trainer/test_rtd_step.py and tests/integration/.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -95,7 +96,7 @@ class RtdStep:
         for batch in batches:
             layout = batch.layout()
             output = self._generate(batch, layout, step, sums)
-            (rows,) = self._generator_rows([output.corrupted_ids])
+            rows = next(self._generator_rows([output.corrupted_ids]))
             self._engines.generator.update(output.mlm_loss_sum * mlm_weight, batch is batches[-1])
             judged = self._discriminate(batch, layout, output.corrupted_ids, rows, step, sums)
             self._engines.discriminator.update(judged.rtd_loss_sum * rtd_weight, batch is batches[-1])
@@ -143,11 +144,18 @@ class RtdStep:
         sums.add_discriminator(output, layout.live)
         return output
 
-    def _generator_rows(self, corrupted: Sequence[Tensor]) -> list[Tensor | None]:
+    def _generator_rows(self, corrupted: Sequence[Tensor]) -> Iterator[Tensor | None]:
+        """Rows of E_G for each micro-batch, when it is its turn; of all at once where the table is in pieces."""
         if self._sharing == "nes":
-            return [None] * len(corrupted)
+            yield from [None] * len(corrupted)
+            return
         with self._engines.generator_rows() as look_up:
-            return [look_up(ids) for ids in corrupted]
+            if self._engines.zero_stage < 3:
+                yield from map(look_up, corrupted)
+                return
+            rows = deque(map(look_up, corrupted))
+        while rows:
+            yield rows.popleft()
 
     def _set_learning_rates(self, step: int, resting_group: str | None) -> None:
         factor = learning_rate_factor(step, self._config.schedule)
