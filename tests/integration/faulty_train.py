@@ -6,7 +6,8 @@ What: `trainer/train.py` with one fault put in, named by FAULT=value; ARGUMENTS 
 - hang=R@S: rank R waits for ever in step S;
 - clock=1: the time of day jumps by a year, forth and back, at each look;
 - memory=R@S: rank R runs out of memory in step S;
-- slow_disk=1: each file of a checkpoint takes a second.
+- slow_disk=1: each file of a checkpoint takes a second;
+- slow_step=S: each step takes S seconds more.
 Used by: tests/integration/test_faults.py.
 """
 
@@ -50,6 +51,17 @@ def harm_rank(rank: int, at_step: int, harm: Any) -> None:
     RtdStep.run = run_harmed  # type: ignore[method-assign]
 
 
+def slow_down_steps(seconds: float) -> None:
+    """Let each step take so much longer."""
+    run = RtdStep.run
+
+    def run_slowly(self: RtdStep, *arguments: Any) -> None:
+        time.sleep(seconds)
+        run(self, *arguments)
+
+    RtdStep.run = run_slowly  # type: ignore[method-assign]
+
+
 def raise_out_of_memory() -> None:
     """What a full GPU says."""
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -80,6 +92,8 @@ def put_in(fault: str) -> None:
         time.time = lambda: now() + next(jumps)
     elif name == "slow_disk":
         slow_down_disk()
+    elif name == "slow_step":
+        slow_down_steps(float(value))
     else:
         raise ValueError(f"no such fault: {fault}")
 

@@ -1,6 +1,7 @@
 """What goes wrong in a month, done to a small run: it ends as one that nothing happened to, or says what to do."""
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from disentangled.trainer.checkpoint import checkpoints_of, find_checkpoint, list_checkpoints, load_state, step_of
 from disentangled.trainer.events import Event, read_events
 from disentangled.trainer.interrupt import EXIT_SAVED
-from disentangled.trainer.launch import find_free_port
+from disentangled.trainer.launch import TRAIN_MODULE, find_free_port
 from disentangled.trainer.metric_log import read_rows
 from disentangled.trainer.skipped_samples import Skip, read_skips, write_skips
 from disentangled.trainer.watchdog import EXIT_HANG
@@ -32,6 +33,7 @@ from tests.launching import Finished, Started, run_command, start_command, wait_
 
 pytestmark = pytest.mark.slow
 
+FAULTY_MODULE = "tests.integration.faulty_train"
 SEED = 5
 
 
@@ -39,7 +41,7 @@ def faulty_command(fault: str, shards: Path, folder: Path, *overrides: str) -> l
     """The run's command on two ranks with a fault put in, see faulty_train.py."""
     command = run_command_line(shards, folder, *overrides)
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port"]
-    own = [str(find_free_port()), "--module", "tests.integration.faulty_train", fault]
+    own = [str(find_free_port()), "--module", FAULTY_MODULE, fault]
     return [*runner, *own, *command[command.index("--recipe") :]]
 
 
@@ -208,15 +210,20 @@ def test_shard_that_goes_bad_while_training_is_named(shards: Path, tmp_path: Pat
 
 
 def ranks_of(started: Started) -> list[psutil.Process]:
-    """The run's ranks, without what they forked."""
+    """The run's ranks, without launchers, which name the module elsewhere, and without what the ranks forked."""
     found = []
     for process in started.processes():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            if "disentangled.trainer.train" in words and "-m" in words[:4] and "--launch-id" in words:
+            pairs = itertools.pairwise(process.cmdline())
+            if any(pair in (("-m", TRAIN_MODULE), ("-m", FAULTY_MODULE)) for pair in pairs):
                 found.append(process)
-    parents = {process.pid for process in found}
-    return [process for process in found if process.ppid() not in parents]
+    numbers = {process.pid for process in found}
+    ranks = []
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() not in numbers:
+                ranks.append(process)
+    return ranks
 
 
 def kill_some(started: Started, which: str, dice: random.Random) -> None:
@@ -267,30 +274,43 @@ def test_killed_while_saving_leaves_the_checkpoint_before(straight: Path, shards
 NUM_KILLS = 30
 
 
+def newest_step(folder: Path) -> int:
+    checkpoints = list_checkpoints(folder)
+    return step_of(checkpoints[0]) if checkpoints else 0
+
+
+def wait_for_moment(started: Started, folder: Path, moment: str, dice: random.Random) -> None:
+    """Return at a moment of the launch: while it starts or soon after, after a checkpoint, or while it saves one."""
+    before, since = newest_step(folder), time.time()
+    has_come = {
+        "starting": lambda: ranks_of(started),
+        "training": lambda: newest_step(folder) > before,
+        "saving": lambda: any(path.stat().st_mtime > since for path in checkpoints_of(folder).glob("*.partial")),
+    }[moment]
+    while started.process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if has_come():
+                break
+        time.sleep(0.005)
+    time.sleep({"starting": dice.uniform(0.0, 8.0), "training": dice.uniform(0.0, 1.0), "saving": 0.0}[moment])
+
+
 def test_soak_of_kills_ends_with_the_weights_of_a_run_that_nothing_happened_to(
     straight: Path, shards: Path, tmp_path: Path
 ) -> None:
     folder, dice = tmp_path / "run", random.Random(SEED)
-    options = ("checkpoint.every_steps=1", "checkpoint.keep_last=2")  # a kill costs few of the 90 steps
-    kills = 0
-    for _ in range(4 * NUM_KILLS):
-        with start_command(*run_command_line(shards, folder, *options)) as started:
-            target = (step_of(list_checkpoints(folder)[0]) if list_checkpoints(folder) else 0) + dice.randint(1, 3)
-            while not (checkpoints_of(folder) / f"step_{target:08}.partial").exists() and not any(
-                step_of(path) >= target for path in list_checkpoints(folder)
-            ):
-                if started.process.poll() is not None:
-                    break
-                time.sleep(0.002)
-            if started.process.poll() is not None:
-                finished = started.finish()
-                assert finished.code == 0, finished
-                break
-            if kills < NUM_KILLS:
-                kills += 1
-                kill_some(started, dice.choice(("one rank", "all ranks", "everything")), dice)
-                started.process.wait()
-    assert kills >= NUM_KILLS
+    # steps take long enough that no kill comes many of the 90 later than it should
+    command = faulty_command("slow_step=0.5", shards, folder, "checkpoint.every_steps=2", "checkpoint.keep_last=2")
+    for _ in range(NUM_KILLS):
+        with start_command(*command) as started:
+            wait_for_moment(started, folder, dice.choice(("starting", "starting", "training", "saving")), dice)
+            family = started.processes()
+            assert family, started.finish()
+            kill_some(started, dice.choice(("one rank", "all ranks", "everything")), dice)
+            assert started.finish().code != 0
+            assert wait_until_gone(family) == []
+    finished = run_command(*command)
+    assert finished.code == 0, finished
     steps = [event["step"] for event in events_of(folder, "resume")]
-    assert len(steps) >= NUM_KILLS - 5 and steps == sorted(steps)  # a few are killed before their first checkpoint
+    assert len(steps) > NUM_KILLS / 3 and steps == sorted(steps)  # some were killed before they had resumed
     assert differing_names(last_state(folder), last_state(straight)) == []
