@@ -67,7 +67,7 @@ def recorded_launches(variant: Variant, capability: int) -> list[Launch]:
         launch.capability_of = lambda _device: capability  # type: ignore[assignment]
         launch.forward(hidden, table, bias, rows, draw)
         # One chunk's products are enough: all chunks are launched alike.
-        launch.backward(torch.ones(()), hidden, table[:4096], bias[:4096], rows, torch.zeros(2, NUM_ROWS))
+        launch.backward(torch.ones(()), hidden, table[:4096], bias[:4096], rows, *torch.zeros(2, NUM_ROWS))
     finally:
         for name, value in replaced.items():
             setattr(launch, name, value)

@@ -37,8 +37,8 @@ class FusedLoss(torch.autograd.Function):
         """Keeps nothing for backward but its inputs and two numbers a row."""
         hidden, table, bias, labels = (x.contiguous() for x in (hidden, table, bias, labels))
         with torch.cuda.device_of(hidden):  # Triton launches on the current device
-            losses, lse, is_correct, drawn, normaliser = forward(hidden, table, bias, labels, draw)
-        ctx.save_for_backward(hidden, table, bias, labels, normaliser)
+            losses, lse, is_correct, drawn, largest, total = forward(hidden, table, bias, labels, draw)
+        ctx.save_for_backward(hidden, table, bias, labels, largest, total)
         ctx.mark_non_differentiable(losses, lse, is_correct, drawn)
         ctx.set_materialize_grads(False)
         return losses.sum(), losses, lse, is_correct, drawn
@@ -55,19 +55,20 @@ class FusedLoss(torch.autograd.Function):
 
 def forward(
     hidden: Tensor, table: Tensor, bias: Tensor, labels: Tensor, draw: Draw
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses, logsumexp, is_correct and drawn ids, each [M]; largest logit and sum of exponentials over its, [2, M]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Each [M]: losses, logsumexp, is_correct, drawn ids; the largest logit and the sum of exponentials over its."""
     (num_rows, width), num_ids, device = hidden.shape, table.shape[0], hidden.device
-    losses, lse = torch.empty((2, num_rows), dtype=torch.float32, device=device)
-    normaliser = torch.empty((2, num_rows), dtype=torch.float32, device=device)
+    # Each in memory of its own: a kernel is compiled again for a pointer that is aligned otherwise, as the second half
+    # of one piece of memory would be at some numbers of rows.
+    losses, lse, largest, total = (torch.empty(num_rows, dtype=torch.float32, device=device) for _ in range(4))
     is_correct = torch.empty(num_rows, dtype=torch.bool, device=device)
     drawn = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
-        return losses, lse, is_correct, drawn, normaliser
+        return losses, lse, is_correct, drawn, largest, total
     tiles = tiles_of(hidden.dtype, table.dtype, capability_of(device))
     num_parts, num_sample_blocks = triton.cdiv(num_ids, PART_IDS), triton.cdiv(num_ids, SAMPLE_BLOCK)
-    part_total, part_largest, part_label_logit = torch.empty(
-        (3, num_parts, num_rows), dtype=torch.float32, device=device
+    part_total, part_largest, part_label_logit = (
+        torch.empty((num_parts, num_rows), dtype=torch.float32, device=device) for _ in range(3)
     )
     part_best = torch.empty((num_parts, num_rows), dtype=torch.int32, device=device)
     block_lse = torch.empty((num_rows, num_sample_blocks), dtype=torch.float32, device=device)
@@ -85,16 +86,16 @@ def forward(
     finish_kernel[(triton.cdiv(num_rows, tiles.finished_rows),)](
         hidden, table, bias, labels, banned, draw.sample.contiguous(), draw.token.contiguous(),
         part_total, part_largest, part_best, part_label_logit, block_lse,
-        losses, lse, *normaliser, is_correct.view(torch.uint8), drawn,
+        losses, lse, largest, total, is_correct.view(torch.uint8), drawn,
         num_parts=num_parts, key_0=key_0, key_1=key_1, stream=int(draw.stream),
         BLOCK_M=tiles.finished_rows, BLOCK_D=32, PARTS=triton.next_power_of_2(num_parts),
         SAMPLE_BLOCKS=triton.next_power_of_2(num_sample_blocks), **shared, num_warps=4,
     )  # fmt: skip
-    return losses, lse, is_correct, drawn, normaliser
+    return losses, lse, is_correct, drawn, largest, total
 
 
 def backward(
-    upstream: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, labels: Tensor, normaliser: Tensor
+    upstream: Tensor, hidden: Tensor, table: Tensor, bias: Tensor, labels: Tensor, largest: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to hidden, table and bias; upstream is a scalar."""
     (num_rows, width), num_ids, device = hidden.shape, table.shape[0], hidden.device
@@ -113,7 +114,7 @@ def backward(
     for first_id in range(0, num_ids, step):
         ids = slice(first_id, min(first_id + step, num_ids))
         grad_logits_kernel[num_row_tiles, triton.cdiv(ids.stop - first_id, tiles.ids)](
-            hidden, table, bias, labels, *normaliser, upstream, grad_logits, column_sums,
+            hidden, table, bias, labels, largest, total, upstream, grad_logits, column_sums,
             num_rows=num_rows, num_ids=num_ids, first_id=first_id, num_chunk_tiles=num_chunk_tiles,
             WIDTH=width, **tiles.constants,
         )  # fmt: skip

@@ -12,6 +12,7 @@ PRECISION = tl.constexpr("tf32x3")
 # Arguments that change from batch to batch: a kernel is not compiled again for a value of theirs.
 DATA_DEPENDENT = (
     "num_rows", "num_ids", "num_parts", "num_sample_blocks", "num_chunk_tiles", "first_id", "key_0", "key_1", "stream",
+    "upstream_ptr",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Implementation "triton" on a GPU, in its own tiles: bfloat16, large vocabularies, memory, no wait, no recompilation."""
+"""Implementation "triton" on a GPU, in its own tiles: bfloat16, large vocabularies, memory, no wait for the host."""
 
 from collections.abc import Callable, Iterator
 
