@@ -27,6 +27,7 @@ from disentangled.trainer.allocated_bytes import AllocatedBytes
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.run_config import RunConfig
 
+MASKED_OF_SHORTER_PASS = 256  # enough to fill all other buffers of bounded size
 LAYERS = 2, 3  # of the shorter passes: the first and the last layer of the generator are not like those between
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 PRODUCTS_IN_PLACE = {torch.ops.aten.addmm_.default, torch.ops.aten.addmm.out}
@@ -53,11 +54,13 @@ def trace_activations(
     section, rows = config.model, config.batch.micro_sequences
     layers = section.generator_num_hidden_layers if model == "generator" else section.num_hidden_layers
     masked_of_row = max(1, round(config.data.sequence_length * config.masking.probability))
-    # rows that fill the loss's buffer of logits: it grows up to them and not beyond
-    few = -(-rows_at_once(vocab_size, torch.float32) // masked_of_row) if model == "generator" else 1
+    # The loss's buffer of logits grows up to some rows and not beyond: both shorter passes are on rows' side of them.
+    few = 1
+    if model == "generator":
+        full = -(-rows_at_once(vocab_size, torch.float32) // masked_of_row)
+        few = full if rows > full else min(full, -(-MASKED_OF_SHORTER_PASS // masked_of_row))
     at_layers = (layers,) if exact or layers <= LAYERS[1] else LAYERS
-    first = few if rows > few + 1 else 1
-    at_rows = (rows,) if exact or rows <= 2 or few <= rows <= few + 1 else (first, first + 1)
+    at_rows = (rows,) if exact or rows <= few + 1 else (few, few + 1)
     traced = [
         [_trace_pass(model, config, vocab_size, precision, device, some_layers, some_rows) for some_rows in at_rows]
         for some_layers in at_layers

@@ -6,7 +6,7 @@ Not here: arithmetic (reference.py, eager.py, launch.py); checks (arguments.py);
 (dispatch.py); the head's dense layer and LayerNorm (model/mlm_head.py).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ from disentangled.kernels.masked_lm_loss.eager import EagerLoss
 # M masked tokens  D hidden width  V vocabulary
 
 
-@dataclass(frozen=True, eq=False)
-class MaskedLmLoss:
-    """What one call gives, all on the device.
+class MaskedLmLoss(NamedTuple):
+    """What one call gives, all on the device. A tuple, because ZeRO-3's hooks look for tensors in nothing else.
 
     Attributes:
         loss_sum: scalar, the sum of losses; the only part with a gradient.

@@ -50,7 +50,7 @@ class MaskedLmCase:
         leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in self.tensors]
         result = masked_lm_loss(*leaves, self.labels, self.draw, implementation=implementation)
         grads = torch.autograd.grad(result.loss_sum, leaves, torch.tensor(UPSTREAM).to(result.loss_sum))
-        values = {name: x.detach() for name, x in vars(result).items()}
+        values = {name: x.detach() for name, x in result._asdict().items()}
         return values | {f"grad_{name}": x for name, x in zip(NAMES, grads, strict=True)}
 
     def assert_no_worse_than_eager(self, implementation: str) -> None:

@@ -108,10 +108,16 @@ def test_drawn_ids_stay_in_range_at_the_ends_of_the_uniform(number: float, imple
     assert not banned[drawn].any()
 
 
-def test_a_choice_without_weight_is_never_taken() -> None:
+def test_a_choice_without_weight_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the cumulative sum is not monotone, as a parallel one may be by rounding."""
     log_weights = torch.tensor([[-torch.inf, 0.0, -torch.inf, -5000.0, -torch.inf]])
-    for number in (2.0**-53, 0.5, 1.0 - 2.0**-53):
-        assert draw.choose(log_weights, torch.tensor([number], dtype=torch.float64)).tolist() == [1]
+    for bumps in ([0.0, 0.0, 0.0, 0.0, 0.0], [1e-15, 0.0, 1e-15, 0.0, 1e-15]):
+        cumsum = torch.Tensor.cumsum
+        with monkeypatch.context() as patch:
+            bump = torch.tensor(bumps, dtype=torch.float64)
+            patch.setattr(torch.Tensor, "cumsum", lambda x, dim, cumsum=cumsum, bump=bump: cumsum(x, dim) + bump)
+            for number in (2.0**-53, 0.5, 1.0 - 2.0**-53):
+                assert draw.choose(log_weights, torch.tensor([number], dtype=torch.float64)).tolist() == [1]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

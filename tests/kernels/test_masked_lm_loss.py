@@ -137,12 +137,12 @@ def extra_bytes(case: MaskedLmCase) -> int:
         allocated.mark()
         result = masked_lm_loss(*leaves, case.labels, case.draw, implementation="torch")
         grads = torch.autograd.grad(result.loss_sum * UPSTREAM, leaves)
-        results = (*vars(result).values(), *grads)
+        results = (*result, *grads)
         return allocated.peak() - sum(x.nbytes for x in results)
 
 
 def test_memory_beside_inputs_and_outputs_is_bounded() -> None:
-    assert extra_bytes(masked_lm_case(300, 128_100, 8)) <= MOST_EXTRA_BYTES
+    assert extra_bytes(masked_lm_case(60, 50_000, 400)) <= MOST_EXTRA_BYTES  # a second table would be 80 MB
     most = extra_bytes(masked_lm_case(600, 50_000, 8))
     assert 600 * 50_000 * 4 > MOST_EXTRA_BYTES >= most > eager.CHUNK_BYTES // 2  # what is counted is there
 
