@@ -2,7 +2,7 @@
 
 What: as benchmarks/resources.py does for attention: records the launches of a forward and a backward pass, compiles
 exactly those for the named GPUs, and prints registers, spills, shared memory and the instructions of the innermost
-loops per logit. Such a loop is a step along the width, or a whole logit where the compiler has joined the loops.
+loops per logit. Such a loop is a step along the width, or a whole logit where the compiler has unrolled the steps.
 Needs no GPU.
 Used for: the table in kernels/masked_lm_loss/README.md. Tested by: tests/benchmarks/test_loss_resources.py.
 Not measured: time.

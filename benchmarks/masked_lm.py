@@ -3,6 +3,7 @@
 What: the op's tests first, and no number when one is red; then, for each size, forward and backward of the op and the
 same work unfused (logits whole, torch's cross-entropy, argmax, and a draw from the softmax in float64, 256 rows at a
 time), timed in turn in one process: medians, their ratio, and the memory of each beyond inputs, results and gradients.
+Times on a CPU are the process's own, which those of others do not add to.
 One JSON line for each size goes to benchmarks/results/<device>/masked_lm.jsonl.
 On a GPU the op runs as `triton` in bfloat16, on a CPU as `torch` in float32.
 Tested by: tests/benchmarks/test_masked_lm.py.
@@ -89,14 +90,15 @@ def compare(num_rows: int, num_ids: int, width: int, repeats: int) -> dict[str, 
     assert abs(losses["fused"] - losses["unfused"]) <= 1e-2 * losses["unfused"], losses
     row: dict[str, Any] = {f"{name}_extra_bytes": peak for name, peak in peaks.items()}
     row |= {"num_rows": num_rows, "num_ids": num_ids, "width": width, "dtype": str(dtype)}
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             synchronize(device)
-            started = time.perf_counter()
+            started = clock()
             call()
             synchronize(device)
-            times[name].append(1e3 * (time.perf_counter() - started))
+            times[name].append(1e3 * (clock() - started))
     return row | {f"{name}_milliseconds": statistics.median(values) for name, values in times.items()}
 
 
