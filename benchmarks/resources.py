@@ -98,7 +98,7 @@ class Launch:
         return str(self.kernel.fn.__name__)
 
 
-class _Recorder:
+class Recorder:
     """Stands for a kernel in launch.py or attention_call.py."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
@@ -124,7 +124,7 @@ def recorded_launches(variant: Variant, capability: int = 90) -> list[Launch]:
     ]
     try:
         for module, name, kernel in kernels:
-            setattr(module, name, _Recorder(kernel, launches))
+            setattr(module, name, Recorder(kernel, launches))
         tile_sizes.capability_of = lambda _device: capability  # type: ignore[assignment]
         _run(variant)
     finally:
@@ -191,7 +191,7 @@ def compile_launch(recorded: Launch, capability: int) -> Resources:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     block = arguments.get("BLOCK", 1)
-    elements = block * block / (options.get("num_warps", 4) * 32)
+    elements = arguments.get("BLOCK_M", block) * arguments.get("BLOCK_V", block) / (options.get("num_warps", 4) * 32)
     return _read_resources(compiled, capability, elements)
 
 

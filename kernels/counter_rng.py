@@ -86,13 +86,27 @@ def uniform(
     element: Tensor | int,
     layer: int = 0,
 ) -> Tensor:
-    """A float64 strictly inside (0, 1) for each broadcast (sample, token, element).
+    """A float64 strictly inside (0, 1) for each broadcast (sample, token, element): the first of `uniform_pair`."""
+    return uniform_pair(seed, stream, sample=sample, token=token, element=element, layer=layer)[..., 0]
 
-    The value is an odd multiple of 2^-53 made of the 32 bits of the first word and the top 20 of the second, so neither
-    log(u) nor log(1 - u) is ever infinite, u and 1 - u are equally likely, and no rounding takes place.
+
+def uniform_pair(
+    seed: int,
+    stream: int,
+    *,
+    sample: Tensor | int,
+    token: Tensor | int,
+    element: Tensor | int,
+    layer: int = 0,
+) -> Tensor:
+    """Two float64 strictly inside (0, 1) for each broadcast (sample, token, element): [..., 2].
+
+    A value is an odd multiple of 2^-53 made of the 32 bits of one word and the top 20 of the next (words 0 and 1, then
+    2 and 3), so neither log(u) nor log(1 - u) is ever infinite, u and 1 - u are equally likely, and no rounding takes
+    place.
     """
     words = random_words(seed, stream, sample=sample, token=token, element=element, layer=layer)
-    bits = (words[..., 0] << 20) | (words[..., 1] >> 12)
+    bits = (words[..., 0::2] << 20) | (words[..., 1::2] >> 12)
     return (2 * bits + 1).to(torch.float64) * 2.0**-53
 
 

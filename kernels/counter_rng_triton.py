@@ -60,3 +60,10 @@ def random_words(key_0, key_1, stream, layer, sample, token, element):
         tl.cast(key_0, tl.uint32),  # cast, as a scalar of value 1 is a constant without .to
         tl.cast(key_1, tl.uint32),
     )
+
+
+@triton.jit
+def uniform(word, next_word):
+    """A float64 strictly inside (0, 1) of two random words: counter_rng.uniform_pair's, bit for bit."""
+    bits = (word.to(tl.uint64) << 20) | (next_word.to(tl.uint64) >> 12)
+    return (2 * bits.to(tl.int64) + 1).to(tl.float64) * 1.1102230246251565e-16  # 2^-53

@@ -11,17 +11,17 @@ Used by: trainer/rtd_step.py, trainer/evaluate.py, model/hf_checkpoint.py. Teste
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disentangled.kernels.counter_rng import Stream
+from disentangled.kernels.masked_lm_loss import Draw, MaskedLmLoss
 from disentangled.model.config import DebertaConfig
 from disentangled.model.embeddings import Embeddings
 from disentangled.model.encoder import Encoder
 from disentangled.model.initialize import initialize_weights
 from disentangled.model.layout import TokenLayout
 from disentangled.model.mask_decoder import MaskDecoder
-from disentangled.model.mlm_head import MaskedLanguageHead, sample_replacements
+from disentangled.model.mlm_head import MaskedLanguageHead
 from disentangled.model.noise import Noise
 from disentangled.model.recompute import run_module
 
@@ -94,14 +94,22 @@ class Generator(nn.Module):
         self, input_ids: Tensor, layout: TokenLayout, masked_rows: Tensor, noise: Noise | None = None
     ) -> Tensor:
         """Logits [M, V] at the flat tokens `masked_rows` [M] of input_ids [T] (which already hold [MASK])."""
+        states = self._masked_states(input_ids, layout, masked_rows, noise)
+        head = self.lm_predictions["lm_head"]
+        assert isinstance(head, MaskedLanguageHead)
+        return head.logits(states, self.word_embeddings)
+
+    def _masked_states(
+        self, input_ids: Tensor, layout: TokenLayout, masked_rows: Tensor, noise: Noise | None
+    ) -> Tensor:
+        """What the mask decoder gives, [M, D]."""
         embeddings = self.deberta.embeddings(input_ids, layout, noise)
         encoder = self.deberta.encoder
         states = encoder(embeddings, layout, noise, num_layers=len(encoder.layer) - 1)[-1]
-        decoded = run_module(
+        return run_module(
             self.mask_decoder, encoder.recompute,
             states, encoder.layer[-1], encoder.get_rel_embeddings(), layout, masked_rows, noise,
         )  # fmt: skip
-        return self.lm_predictions["lm_head"](decoded, self.word_embeddings)
 
     def forward(
         self,
@@ -128,9 +136,8 @@ class Generator(nn.Module):
             input_ids = original_ids.index_fill(0, masked_rows, self.mask_id)
         else:
             input_ids = original_ids.index_copy(0, masked_rows, masked_ids)
-        logits = self.masked_logits(input_ids, layout, masked_rows, noise)
-        drawn = sample_replacements(
-            logits,
+        states = self._masked_states(input_ids, layout, masked_rows, noise)
+        draw = Draw(
             seed=sampling.seed,
             stream=sampling.stream,
             sample=layout.sample[masked_rows],
@@ -138,11 +145,12 @@ class Generator(nn.Module):
             banned=sampling.banned,
             temperature=sampling.temperature,
         )
-        corrupted_ids = original_ids.index_copy(0, masked_rows, drawn)
+        made: MaskedLmLoss = self.lm_predictions["lm_head"](states, self.word_embeddings, labels, draw)
+        corrupted_ids = original_ids.index_copy(0, masked_rows, made.drawn)
         return GeneratorOutput(
-            mlm_loss_sum=F.cross_entropy(logits, labels, reduction="sum"),
-            num_correct=(logits.detach().argmax(-1) == labels).sum(),
-            num_sampled_correct=(drawn == labels).sum(),
+            mlm_loss_sum=made.loss_sum,
+            num_correct=made.is_correct.sum(),
+            num_sampled_correct=(made.drawn == labels).sum(),
             corrupted_ids=corrupted_ids,
             shared_rows=self.deberta.embeddings.word_embeddings(corrupted_ids) if needs_shared_rows else None,
         )

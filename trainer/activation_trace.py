@@ -19,16 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from disentangled.kernels.counter_rng import Stream
+from disentangled.kernels.masked_lm_loss.eager import rows_at_once
 from disentangled.model.discriminator import Discriminator
 from disentangled.model.generator import Generator, Sampling
-from disentangled.model.mlm_head import ROWS_AT_ONCE
 from disentangled.model.noise import discriminator_noise, generator_noise
 from disentangled.trainer.allocated_bytes import AllocatedBytes
 from disentangled.trainer.batch import MaskedBatch
 from disentangled.trainer.run_config import RunConfig
 
+MASKED_OF_SHORTER_PASS = 256  # enough to fill all other buffers of bounded size
 LAYERS = 2, 3  # of the shorter passes: the first and the last layer of the generator are not like those between
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+PRODUCTS_IN_PLACE = {torch.ops.aten.addmm_.default, torch.ops.aten.addmm.out}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +39,8 @@ class WithoutProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, or make what it would give."""
+        if func in PRODUCTS_IN_PLACE:
+            return (kwargs or {}).get("out", args[0]).zero_()
         if func not in PRODUCTS:
             return func(*args, **(kwargs or {}))
         shape = func(*tree_map_only(Tensor, lambda value: value.to("meta"), args), **(kwargs or {})).shape
@@ -50,7 +54,11 @@ def trace_activations(
     section, rows = config.model, config.batch.micro_sequences
     layers = section.generator_num_hidden_layers if model == "generator" else section.num_hidden_layers
     masked_of_row = max(1, round(config.data.sequence_length * config.masking.probability))
-    few = -(-ROWS_AT_ONCE // masked_of_row) if model == "generator" else 1  # rows that fill the sampling's buffer
+    # The loss's buffer of logits grows up to some rows and not beyond: both shorter passes are on rows' side of them.
+    few = 1
+    if model == "generator":
+        full = -(-rows_at_once(vocab_size, torch.float32) // masked_of_row)
+        few = full if rows > full else min(full, -(-MASKED_OF_SHORTER_PASS // masked_of_row))
     at_layers = (layers,) if exact or layers <= LAYERS[1] else LAYERS
     at_rows = (rows,) if exact or rows <= few + 1 else (few, few + 1)
     traced = [

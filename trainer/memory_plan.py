@@ -32,7 +32,7 @@ class MemoryPlan:
         gradients: of the model whose turn it is; at stage 3 of both.
         optimizer: fp32 weights and both moments, of both models.
         activations: of a micro-batch, without the vocabulary's.
-        vocabulary: logits, their gradients and sampling, and the table's gradient.
+        vocabulary: a chunk of logits, and the table's gradient in the making.
         buckets: gradients on their way.
         shared_rows: corrupted ids of all of the step's micro-batches; at stage 3 also their rows of E_G.
     """

@@ -32,7 +32,7 @@ logger = logging.getLogger("disentangled")
 def choose_implementation(asked: str | None, device: torch.device, dtype: torch.dtype, head_width: int) -> str:
     """One of IMPLEMENTATIONS; `asked` None leaves the choice to the machine and the arguments."""
     if asked is None:
-        obstacle = _machine_obstacle(device, allow_interpreter=False) or _argument_obstacle(dtype, head_width)
+        obstacle = machine_obstacle(device, allow_interpreter=False) or _argument_obstacle(dtype, head_width)
         if obstacle is None and dtype == torch.float32 and head_width > MAX_FLOAT32_WIDTH:
             obstacle = f"float32 heads of {head_width} do not fit the registers, those of {MAX_FLOAT32_WIDTH} do"
         chosen = "triton" if obstacle is None else "torch"
@@ -42,7 +42,7 @@ def choose_implementation(asked: str | None, device: torch.device, dtype: torch.
     if asked not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {asked!r} is unknown: give one of {', '.join(IMPLEMENTATIONS)}")
     if asked == "triton":
-        obstacle = _machine_obstacle(device, allow_interpreter=True)
+        obstacle = machine_obstacle(device, allow_interpreter=True)
         if obstacle is not None:
             raise RuntimeError(f"implementation 'triton' cannot run here: {obstacle}; use 'torch'")
         obstacle = _argument_obstacle(dtype, head_width)
@@ -56,7 +56,7 @@ def choose_implementation(asked: str | None, device: torch.device, dtype: torch.
     return asked
 
 
-def _machine_obstacle(device: torch.device, allow_interpreter: bool) -> str | None:
+def machine_obstacle(device: torch.device, allow_interpreter: bool) -> str | None:
     """What the machine lacks for the fused kernels to run on this device; None: nothing."""
     if not HAS_TRITON:
         return "the package triton is not installed"

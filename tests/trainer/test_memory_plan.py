@@ -39,7 +39,7 @@ def test_plan_is_near_the_tensors_of_a_run(stage: int, num_ranks: int, shards: P
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["generator", "discriminator"])
 def test_shorter_passes_tell_what_a_long_one_holds(model: str) -> None:
-    # 64 tokens, 10 of them masked: 26 rows fill the sampling's buffer, so 60 are not traced as such
+    # 64 tokens, 10 of them masked: 26 rows are a shorter pass, so 60 are not traced as such
     config = load_run_config(
         "tiny", [*OVERRIDES[:1], "model.generator_num_hidden_layers=6", "model.num_hidden_layers=6",
                  "batch.micro_sequences=60", "batch.global_sequences=60", "model.hidden_size=64"],

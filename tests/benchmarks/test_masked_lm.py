@@ -1,0 +1,51 @@
+"""The benchmark of the masked language modelling loss at a small size, and the speed that is promised on a CPU."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import masked_lm
+from disentangled.kernels.counter_rng import Stream
+from disentangled.kernels.masked_lm_loss import Draw
+
+
+def test_a_red_test_leaves_no_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
+    assert masked_lm.main(["--sizes", "5x300x8", "--output", str(tmp_path)]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_has_times_and_memory_of_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=0))
+    assert masked_lm.main(["--sizes", "40x3000x8,5x300x8", "--repeats", "3", "--output", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "masked_lm.jsonl").read_text().splitlines()]
+    assert [row["num_ids"] for row in rows] == [3000, 300]
+    assert all(row[f"{name}_milliseconds"] > 0 for row in rows for name in ("fused", "unfused"))
+    assert rows[0]["unfused_extra_bytes"] > 40 * 3000 * 8  # the rival's draw is in float64
+    assert "40 rows, 3000 ids, width 8: fused " in capsys.readouterr().out
+
+
+def test_the_rivals_draw_follows_the_softmax() -> None:
+    """So that it does the same work."""
+    places = torch.arange(20_000)
+    draw = Draw(1, Stream.REPLACEMENT, places, places, torch.arange(12) < 2)
+    logits = torch.linspace(-1.0, 1.0, 12)
+    counts = masked_lm.draw_from_all_logits(logits.expand(20_000, 12), draw).bincount(minlength=12)
+    expected = 20_000 * logits.double().masked_fill(draw.banned, -torch.inf).softmax(-1)
+    assert not counts[:2].any()
+    chi_square = float(((counts - expected)[2:] ** 2 / expected[2:]).sum())
+    assert chi_square < 9 + 5 * (2 * 9) ** 0.5  # its mean and five standard deviations, 9 degrees of freedom
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU another implementation runs")
+@pytest.mark.parametrize("size", [(154, 8192, 128), (400, 32_000, 256)])
+def test_torch_is_at_least_as_fast_as_unfused_code(size: tuple[int, int, int]) -> None:
+    row = masked_lm.compare(*size, repeats=5)
+    assert row["fused_milliseconds"] <= row["unfused_milliseconds"], masked_lm.describe(row)
