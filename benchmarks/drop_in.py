@@ -13,6 +13,7 @@ Tested by: tests/benchmarks/test_drop_in.py, in a small size.
 import argparse
 import copy
 import functools
+import itertools
 import json
 import shlex
 import statistics
@@ -137,14 +138,14 @@ def time_case(model: nn.Module, batches: Sequence[Batch], chosen: Sequence[str],
     del exact, eager
     timed = [name for name in chosen if name not in failed]
     seconds: dict[str, list[tuple[float, float]]] = {f"{name} {part}": [] for name in timed for part in PASSES}
-    for number in range(rounds + 1):
-        for name in timed:
-            with VARIANTS[name].lend(model) as lent:
-                for part in PASSES:
-                    spent = time_pass(lent, batches, part)
-                    if number > 0:  # the first warms up
-                        seconds[f"{name} {part}"].append(spent)
-            print(f"round {number} {name}: {', '.join(f'{x:.2f}' for x in spent)} s", flush=True)
+    for number, part, name in itertools.product(range(rounds + 1), PASSES, timed):
+        with VARIANTS[name].lend(model) as lent:
+            if VARIANTS[name].builds_modules:
+                time_pass(lent, batches, part)
+            spent = time_pass(lent, batches, part)
+        if number > 0:  # the first warms up
+            seconds[f"{name} {part}"].append(spent)
+        print(f"round {number} {part} {name}: wall {spent[0]:.2f} s, CPU {spent[1]:.2f} s", flush=True)
     return [
         {"variant": name} | ({"error": failed[name]} if name in failed else figures(seconds, name)) for name in chosen
     ]

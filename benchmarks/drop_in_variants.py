@@ -19,11 +19,12 @@ import disentangled
 
 @dataclass(frozen=True)
 class Variant:
-    """What it is called, and a function that lends the turned model."""
+    """What it is called, and a function that lends the turned model; builds_modules: whose caches are then empty."""
 
     label: str
     lend: Callable[[nn.Module], Any]
     needs_gpu: bool = False
+    builds_modules: bool = False
 
 
 @contextmanager
@@ -71,6 +72,6 @@ VARIANTS = {
     "transformers": Variant("transformers eager", lend_transformers),
     "ours": Variant("ours", partial(lend_ours, unpad=True)),
     "ours_all_tokens": Variant("ours, unpad=False", partial(lend_ours, unpad=False)),
-    "disentangled_flash": Variant("DisentangledFlash", lend_disentangled_flash, needs_gpu=True),
+    "disentangled_flash": Variant("DisentangledFlash", lend_disentangled_flash, needs_gpu=True, builds_modules=True),
     "flashdeberta": Variant("FlashDeBERTa", lend_flashdeberta, needs_gpu=True),
 }

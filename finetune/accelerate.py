@@ -61,11 +61,18 @@ def accelerate(model: AnyModel, *, unpad: bool = True) -> AnyModel:
 
 
 def restore(model: AnyModel) -> AnyModel:
-    """Gives every encoder that `accelerate` changed back to transformers' code; returns the model."""
-    for module in model.modules():
+    """Gives every encoder that `accelerate` changed back to transformers' code; returns the model.
+
+    Raises:
+        ValueError: something replaced a forward in the meantime, and would go on calling ours.
+    """
+    changed = [module for module in model.modules() if isinstance(module, FusedEncoder | FusedSelfAttention)]
+    for module in changed:
+        _check_forward(module)
+    for module in changed:
         if isinstance(module, FusedEncoder):
             module.__class__ = DebertaV2Encoder  # type: ignore[assignment]
-        elif isinstance(module, FusedSelfAttention):
+        else:
             module.__class__ = DisentangledSelfAttention  # type: ignore[assignment]
     return model
 
@@ -89,11 +96,16 @@ def _check_encoder(name: str, encoder: DebertaV2Encoder) -> None:
                 f"{name or 'the model'} has a {type(module).__name__}, a class that is not transformers' own and may "
                 "compute something else: accelerate models of transformers' classes only"
             )
-        if "forward" in vars(module):
-            raise ValueError(
-                f"a {type(module).__name__} in {name or 'the model'} had its forward replaced already, as by a device "
-                "map: call disentangled.accelerate before that"
-            )
+        _check_forward(module)
     for attention in attentions:
         if attention.relative_attention:
             Positions(attention.position_buckets, attention.max_relative_positions)
+
+
+def _check_forward(module: nn.Module) -> None:
+    """Refuse a module whose class no longer decides what it computes."""
+    if "forward" in vars(module):
+        raise ValueError(
+            f"the forward of a {type(module).__name__} was replaced, as by a device map: call disentangled.accelerate "
+            "before that and disentangled.restore after it is undone"
+        )

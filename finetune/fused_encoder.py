@@ -145,6 +145,8 @@ def find_obstacle(
         return "relative positions are given (relative_pos)"
     if torch.jit.is_tracing() or torch.compiler.is_exporting() or isinstance(hidden_states, torch.fx.Proxy):
         return "the model is traced or exported"
+    if hidden_states.is_meta:
+        return "tensors on the device meta have no lengths"
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         return "the attention mask is not [B, N]"
     return None

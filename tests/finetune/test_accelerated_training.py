@@ -1,4 +1,4 @@
-"""Accelerated models in training: dropout, precision, gradient checkpointing.
+"""Accelerated models in training: dropout, precision, gradient checkpointing, torch.compile.
 
 Not here: gradients without dropout, which test_accelerate.py compares for every head.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import disentangled
-from tests.finetune.small_models import assert_close, assert_same, run_pass, small_batch, small_model
+from tests.finetune.small_models import Pass, assert_close, assert_same, run_pass, small_batch, small_model
 from tests.numerics import assert_no_worse_than_eager, root_mean_square
 
 HEAD = "ForTokenClassification"
@@ -91,6 +91,25 @@ def test_bfloat16_is_as_exact_as_transformers() -> None:
     live = batch["attention_mask"].bool()
     logits = (each.outputs["logits"][live].detach() for each in (found, eager, exact))
     assert_no_worse_than_eager(*logits, "logits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unpad", [True, False], ids=["live tokens", "all tokens"])
+def test_compiled_model_gives_the_same_with_few_variants(unpad: bool) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = disentangled.accelerate(small_model(HEAD), unpad=unpad)
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
+    num_frames = []
+    for lengths in [(19, 1, 7, 12), (9, 8, 4, 3), (30, 2, 2, 5), (21, 21, 3, 1), (25, 14, 13, 12)]:
+        batch = small_batch(HEAD, lengths)
+        expected = run_pass(model, batch)
+        # the compiled model's parameters have its prefix
+        gradients = {f"_orig_mod.{name}": gradient for name, gradient in expected.gradients.items()}
+        live = batch["attention_mask"].bool() if unpad else None
+        assert_same(run_pass(compiled, batch), Pass(expected.outputs, gradients), live)
+        num_frames.append(torch._dynamo.utils.counters["frames"]["total"])
+    assert num_frames[0] > 0 and num_frames[1] == num_frames[-1] < 40, num_frames
 
 
 def test_training_goes_on_after_restoring() -> None:

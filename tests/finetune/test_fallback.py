@@ -147,6 +147,12 @@ def test_exported_programs_are_transformers_own(warnings_said: pytest.LogCapture
     assert_said(warnings_said, "traced or exported", TO_TRANSFORMERS)
 
 
+def test_models_without_memory_still_know_their_shapes() -> None:
+    model = disentangled.accelerate(small_model()).to("meta")
+    ids = IDS.to("meta")
+    assert model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape == (*IDS.shape, 32)
+
+
 def test_nothing_is_said_where_nothing_falls_back(warnings_said: pytest.LogCaptureFixture) -> None:
     for head in ("Model", "ForTokenClassification"):
         disentangled.accelerate(small_model(head))(**small_batch(head))
