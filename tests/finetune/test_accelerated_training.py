@@ -4,12 +4,15 @@ Not here: gradients without dropout, which test_accelerate.py compares for every
 """
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import disentangled
+from disentangled.finetune import fused_attention
+from disentangled.kernels.disentangled_attention import AttentionDropout
 from tests.finetune.small_models import Pass, assert_close, assert_same, run_pass, small_batch, small_model
 from tests.numerics import assert_no_worse_than_eager, root_mean_square
 
@@ -43,6 +46,22 @@ def test_dropout_repeats_with_the_seed_and_is_off_in_evaluation() -> None:
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
     model.eval()
     assert torch.equal(model(**batch).last_hidden_state, model(**batch).last_hidden_state)
+
+
+def test_no_two_layers_or_passes_share_their_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    attend = fused_attention.disentangled_attention
+
+    def record(*tensors: Tensor, dropout: AttentionDropout, **keywords: Any) -> Tensor:
+        drawn.append((dropout.layer, tuple(dropout.sample.tolist())))
+        return attend(*tensors, dropout=dropout, **keywords)
+
+    monkeypatch.setattr(fused_attention, "disentangled_attention", record)
+    model = disentangled.accelerate(small_model(attention_probs_dropout_prob=0.5)).train()
+    for _ in range(2):
+        model(**small_batch())
+    assert len(drawn) == len(set(drawn)) == 6
+    assert all(len(set(samples)) == 4 for _, samples in drawn)
 
 
 @pytest.mark.parametrize("unpad", [True, False], ids=["live tokens", "all tokens"])
