@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from tests.house.test_import_directions import imported_names
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE_FOLDERS = ("kernels", "model", "trainer", "data_prep")
+SOURCE_FOLDERS = ("kernels", "model", "trainer", "data_prep", "finetune")
 
 
 def read_requirements(variable: str) -> dict[str, Requirement]:

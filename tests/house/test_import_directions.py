@@ -3,6 +3,7 @@ below.
 
     data_prep.{shard_schema, input_store, whole_file} <---+
     torch, triton <-- kernels <-- model <-- trainer --> deepspeed
+                         ^----------^---- finetune --> transformers
 
 Why: a module imported by its bare folder name exists twice, and a room that reaches into another one cannot be
 understood alone (docs/decisions/0001-import-root.md). Not here: whether the imports succeed (test_wheel.py), and what
@@ -48,6 +49,10 @@ RULES = {
             "disentangled.data_prep.input_store",
             "disentangled.data_prep.whole_file",
         ),
+        forbidden=("tests", "benchmarks"),
+    ),
+    "finetune": Rule(
+        ours=("disentangled.__version__", "disentangled.kernels", "disentangled.model", "disentangled.finetune"),
         forbidden=("tests", "benchmarks"),
     ),
     "data_prep": Rule(
@@ -145,6 +150,9 @@ def test_every_linked_code_folder_has_a_rule() -> None:
         ("trainer/shards.py", "import importlib; importlib.import_module('model.config')", True),
         ("trainer/engine.py", "import deepspeed", False),
         ("trainer/engine.py", "from tests.numerics import x", True),
+        ("finetune/accelerate.py", "import transformers", False),
+        ("finetune/accelerate.py", "import deepspeed", True),
+        ("finetune/accelerate.py", "from disentangled.trainer import x", True),
         ("tests/model/test_layer.py", "import kernels", True),
         ("tests/model/test_layer.py", "from tests.numerics import x", False),
         ("disentangled/__init__.py", "import torch", True),
@@ -160,5 +168,5 @@ def test_kernels_folder_stays_a_namespace_portion() -> None:
 
 def test_import_root_holds_relative_links_to_the_top_level_folders() -> None:
     links = {link.name: link.readlink() for link in (ROOT / "disentangled").iterdir() if link.is_symlink()}
-    assert {"kernels", "model", "trainer", "data_prep", "recipes", "ds_configs"} <= links.keys()
+    assert {"kernels", "model", "trainer", "data_prep", "finetune", "recipes", "ds_configs"} <= links.keys()
     assert all(target == Path("..") / name for name, target in links.items())

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
-PACKAGED_FOLDERS = ("disentangled", "kernels", "model", "trainer", "data_prep", "recipes", "ds_configs")
+PACKAGED_FOLDERS = ("disentangled", "kernels", "model", "trainer", "data_prep", "finetune", "recipes", "ds_configs")
 
 
 def run_python(*arguments: str, cwd: Path, pythonpath: Path | None = None) -> str:
@@ -61,7 +61,7 @@ def files_below(folder: Path, *patterns: str) -> set[str]:
 
 def test_wheel_holds_every_module_and_configuration(wheel: Path) -> None:
     expected = {"disentangled/__init__.py", "disentangled/py.typed"}
-    for name in ("kernels", "model", "trainer", "data_prep"):
+    for name in ("kernels", "model", "trainer", "data_prep", "finetune"):
         expected |= files_below(Path(name), "*.py", "README.md")
     expected |= files_below(Path("recipes"), "*.toml") | files_below(Path("ds_configs"), "*.json")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
@@ -108,5 +108,5 @@ def test_installed_version_is_the_one_in_the_source(site: Path, tmp_path: Path) 
 
 
 def test_importing_the_root_imports_nothing_heavy(site: Path, tmp_path: Path) -> None:
-    program = "import sys, disentangled; print({'torch', 'deepspeed', 'numpy'} & set(sys.modules))"
+    program = "import sys, disentangled; print({'torch', 'deepspeed', 'numpy', 'transformers'} & set(sys.modules))"
     assert run_python("-c", program, cwd=tmp_path, pythonpath=site).strip() == "set()"
