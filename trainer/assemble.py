@@ -125,7 +125,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
 def resume(training: Training, checkpoint: Path | None, state: TrainerState | None) -> None:
     """Put the run's state into the engines, and tell what begins."""
     ranks = training.ranks
-    here = f"{training.engine_name} on {ranks.world_size} ranks"
+    here = f"{training.engine_name} on {count_ranks(ranks.world_size)}"
     if checkpoint is None or state is None:
         training.tell("start", here, world_size=ranks.world_size)
         return
@@ -135,12 +135,17 @@ def resume(training: Training, checkpoint: Path | None, state: TrainerState | No
             f"{training.consumed_samples:,}: {SKIPS_FILE} is not the one of this run; restore it"
         )
     load_engines(checkpoint, state, training.engines)
-    before = f"{state.engine} on {state.world_size} ranks"
+    before = f"{state.engine} on {count_ranks(state.world_size)}"
     changed = f" (written by {before}, now {here})" if before != here else ""
     training.tell("resume", f"from {checkpoint.name}{changed}", world_size=ranks.world_size)
     if ranks.is_first:
         training.sums.restore(state.sums)
         say(f"resuming at step {state.step} from {checkpoint}{changed}")
+
+
+def count_ranks(number: int) -> str:
+    """The number of ranks, in words."""
+    return "1 rank" if number == 1 else f"{number} ranks"
 
 
 def choose_checkpoint(run_dir: Path, ranks: Ranks, events: EventLog | None) -> Path | None:

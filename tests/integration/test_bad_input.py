@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer.checkpoint import list_checkpoints, load_state
@@ -47,6 +48,7 @@ def test_exchanged_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_indivisible_batch_of_two_ranks_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
     finished = launch_run(shards, tmp_path / "run", "batch.micro_sequences=3")
     assert_one_line(finished, "micro_sequences 3 x 2 ranks", "set batch.global_sequences=6 or batch.micro_sequences=2")
@@ -90,6 +92,7 @@ def test_run_without_a_whole_checkpoint_is_refused(straight: Path, shards: Path,
     assert read_tree(folder).keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_shard_found_damaged_in_training_is_named_and_the_run_goes_on_once_it_is_mended(
     shards: Path, tmp_path: Path
 ) -> None:

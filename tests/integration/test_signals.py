@@ -63,6 +63,7 @@ def test_run_told_to_stop_saves_and_ends_as_if_it_had_not(straight: Path, shards
     assert rows_without_timings(folder) == rows_without_timings(straight)
 
 
+@pytest.mark.slow
 def test_ranks_whose_launcher_was_killed_save_and_leave(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start_command(*run_command_line(shards, folder)) as started:
