@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe_environment, device_name
-from disentangled.trainer.metrics import read_rows
+from disentangled.trainer.metric_log import read_rows
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers")
 KEPT = ("mlm_loss", "rtd_loss", "rtd_auc", "generator_gradient_norm", "tokens_per_second", "achieved_tflops")
