@@ -98,7 +98,7 @@ def check_part(
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_stages_compute_what_plain_torch_does(
     shards: Path, tmp_path: Path, plain: Callable[[str, str], dict[torch.dtype, torch.Tensor]], num_ranks: int
 ) -> None:
