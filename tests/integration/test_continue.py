@@ -28,8 +28,8 @@ def continue_run(shards: Path, checkpoint: Path, folder: Path, *overrides: str, 
         sys.executable, "-m", TRAIN_MODULE, "--recipe", "tiny", "--engine", engine, *SMALLEST,
         f"data.shards={shards}", f"run.dir={folder}", f"continue_from.checkpoint={checkpoint}",
         f"schedule.total_steps={TOTAL_STEPS}", "log.every_steps=2", "log.tensorboard=false",
-        "evaluate.num_sequences=8", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "model.hidden_dropout_prob=0.1",
-        *overrides,
+        "evaluate.num_sequences=8", "checkpoint.every_steps=2", "checkpoint.keep_last=9",
+        "model.hidden_dropout_prob=0.1", *overrides,
     )  # fmt: skip
 
 
