@@ -37,7 +37,7 @@ def choose_implementation(asked: str | None, device: torch.device, dtype: torch.
             obstacle = f"float32 heads of {head_width} do not fit the registers, those of {MAX_FLOAT32_WIDTH} do"
         chosen = "triton" if obstacle is None else "torch"
         if not torch.compiler.is_compiling():
-            _say_once(chosen, obstacle, device.type)
+            say_once("disentangled_attention", chosen, obstacle, device.type)
         return chosen
     if asked not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {asked!r} is unknown: give one of {', '.join(IMPLEMENTATIONS)}")
@@ -82,8 +82,8 @@ def _argument_obstacle(dtype: torch.dtype, head_width: int) -> str | None:
 
 
 @functools.cache
-def _say_once(chosen: str, obstacle: str | None, device_type: str) -> None:
+def say_once(op: str, chosen: str, obstacle: str | None, device_type: str) -> None:
     """A GPU that is not made full use of is worth a warning, which Python prints; all else is for those who ask."""
     level = logging.WARNING if device_type == "cuda" and chosen != "triton" else logging.INFO
     reason = "" if obstacle is None else f": {obstacle}"
-    logger.log(level, "disentangled_attention runs as %r on %s%s", chosen, device_type, reason)
+    logger.log(level, "%s runs as %r on %s%s", op, chosen, device_type, reason)

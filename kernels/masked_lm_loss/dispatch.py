@@ -4,9 +4,6 @@ Used by: op.py. Tested by: tests/kernels/test_masked_lm_arguments.py.
 Not here: what a machine must have (disentangled_attention/dispatch.py, which asks the same of it).
 """
 
-import functools
-import logging
-
 import torch
 
 from disentangled.kernels.disentangled_attention.dispatch import (
@@ -14,9 +11,8 @@ from disentangled.kernels.disentangled_attention.dispatch import (
     IS_INTERPRETED,
     TRITON_DTYPES,
     machine_obstacle,
+    say_once,
 )
-
-logger = logging.getLogger("disentangled")
 
 
 def choose_implementation(asked: str | None, device: torch.device, dtype: torch.dtype) -> str:
@@ -25,7 +21,7 @@ def choose_implementation(asked: str | None, device: torch.device, dtype: torch.
         obstacle = machine_obstacle(device, allow_interpreter=False) or _dtype_obstacle(dtype)
         chosen = "triton" if obstacle is None else "torch"
         if not torch.compiler.is_compiling():
-            _say_once(chosen, obstacle, device.type)
+            say_once("masked_lm_loss", chosen, obstacle, device.type)
         return chosen
     if asked not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {asked!r} is unknown: give one of {', '.join(IMPLEMENTATIONS)}")
@@ -45,10 +41,3 @@ def _dtype_obstacle(dtype: torch.dtype) -> str | None:
     if dtype not in TRITON_DTYPES:
         return f"hidden is {dtype}, and it takes float16, bfloat16 and float32"
     return None
-
-
-@functools.cache
-def _say_once(chosen: str, obstacle: str | None, device_type: str) -> None:
-    level = logging.WARNING if device_type == "cuda" and chosen != "triton" else logging.INFO
-    reason = "" if obstacle is None else f": {obstacle}"
-    logger.log(level, "masked_lm_loss runs as %r on %s%s", chosen, device_type, reason)

@@ -23,9 +23,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> Iterator[None]:
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
     yield
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
 
 
 @pytest.fixture

@@ -67,12 +67,12 @@ def test_draws_that_do_not_fit_are_named(changes: dict[str, object], message: st
 
 
 def test_a_cpu_gets_torch_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
     with caplog.at_level(logging.INFO, "disentangled"):
         assert [choose_implementation(None, CPU, torch.float32) for _ in range(3)] == ["torch"] * 3
     (record,) = caplog.records
     assert record.getMessage().startswith("masked_lm_loss runs as 'torch' on cpu: ")
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
 
 
 def test_a_gpu_gets_triton_but_not_for_float64(monkeypatch: pytest.MonkeyPatch) -> None:
