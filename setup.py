@@ -40,6 +40,16 @@ REQUIREMENTS = [
     "rensa>=0.5,<0.6",
     "psutil>=5.9",
 ]
+# For `python -m disentangled.finetune`; `disentangled.accelerate` needs none of it.
+FINETUNE_REQUIREMENTS = [
+    # 4.0: first with datasets.List
+    "datasets>=4.0",
+    # what transformers' Trainer runs on
+    "accelerate>=1.1",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+]
+# seqeval, torchmetrics: what the metrics of finetune/ are held against.
 # kernels: Hugging Face's package of the same name as one of our folders, so that the whole suite always runs beside it
 TEST_REQUIREMENTS = [
     "pytest>=8.3",
@@ -47,6 +57,8 @@ TEST_REQUIREMENTS = [
     "ruff>=0.9",
     "mypy>=1.14",
     "kernels",
+    "seqeval>=1.2.2",
+    "torchmetrics>=1.4",
     "build>=1.2",
     "setuptools>=77",
     "packaging>=24",
@@ -86,7 +98,8 @@ setup(
     install_requires=REQUIREMENTS,
     # moto: a stand-in for S3. Its botocore wants a python-dateutil below the pinned one, so it is in no default set-up
     extras_require={
-        "test": TEST_REQUIREMENTS,
+        "finetune": FINETUNE_REQUIREMENTS,
+        "test": [*TEST_REQUIREMENTS, *FINETUNE_REQUIREMENTS],
         "test-s3": ["moto[server]>=5"],
         "bench": BENCH_REQUIREMENTS,
         "wandb": WANDB_REQUIREMENTS,

@@ -35,7 +35,8 @@ def read_pins() -> dict[str, str]:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    declared = read_requirements("REQUIREMENTS") | read_requirements("WANDB_REQUIREMENTS")
+    lists = ("REQUIREMENTS", "FINETUNE_REQUIREMENTS", "WANDB_REQUIREMENTS")
+    declared = {name: requirement for listed in lists for name, requirement in read_requirements(listed).items()}
     distributions = packages_distributions()
     undeclared = []
     for path in (path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*.py")):
@@ -51,9 +52,10 @@ def test_every_third_party_import_is_declared() -> None:
 
 def test_every_declared_dependency_is_pinned_within_its_range() -> None:
     pins = read_pins()
-    for name, requirement in (read_requirements("REQUIREMENTS") | read_requirements("TEST_REQUIREMENTS")).items():
-        assert name in pins, f"{name} is in setup.py and not in constraints.txt"
-        assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is not within {requirement}"
+    for listed in ("REQUIREMENTS", "FINETUNE_REQUIREMENTS", "TEST_REQUIREMENTS"):
+        for name, requirement in read_requirements(listed).items():
+            assert name in pins, f"{name} is in setup.py and not in constraints.txt"
+            assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is not within {requirement}"
 
 
 def test_pins_are_plain_versions() -> None:
