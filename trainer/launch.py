@@ -145,7 +145,8 @@ def wait_for_run(child: subprocess.Popen[bytes], requests: StopRequests) -> int:
     while any(is_alive(process) for process in orphans):
         time.sleep(POLL_SECONDS)
         requests.pass_on()
-    codes = [code for code in map(code_of_child, orphans) if code is not None]
+    adopted = psutil.Process().children()  # those that ended before they could be found are among them
+    codes = [code for code in map(code_of_child, adopted) if code is not None]
     return exit_code(child.returncode, codes, bool(requests.received))
 
 
@@ -153,11 +154,12 @@ def exit_code(child_code: int, orphan_codes: Sequence[int], was_stopped: bool) -
     """This command's exit code.
 
     Args:
-        child_code: DeepSpeed's launcher's; negative for a signal. Where orphans outlived it, it means nothing.
-        orphan_codes: those of the processes that outlived it.
+        child_code: DeepSpeed's launcher's; negative for a signal. Above 0 it is a rank's. Otherwise a launcher may have
+            been killed, of which DeepSpeed makes 0 too, and what outlived it knows more.
+        orphan_codes: those of ranks, and of the workers they forked, that outlived a launcher.
         was_stopped: whether this process was asked to stop.
     """
-    if orphan_codes:
+    if child_code <= 0 and orphan_codes:
         failures = [code for code in orphan_codes if code not in (0, EXIT_SAVED)]
         child_code = failures[0] if failures else max(orphan_codes)
     if child_code > 192:  # DeepSpeed hands on a rank's -N for signal N, which arrives as one unsigned byte

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest
 from disentangled.trainer import launch
 from disentangled.trainer.launch import (
     StopRequests,
+    adopt_orphans,
     build_command,
     exit_code,
     find_free_port,
@@ -20,6 +22,7 @@ from disentangled.trainer.launch import (
     main,
     searchable_path,
     split_arguments,
+    wait_for_run,
 )
 
 RUN = ["--recipe", "tiny", "--engine", "fp32_cpu"]
@@ -125,10 +128,40 @@ def test_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPat
         (0, [0, 0], False, 0),
         (0, [85, 1], False, 1),
         (0, [-9, 85], False, 137),
+        (247, [0, 0], False, 137),  # all ranks were killed; their workers end without a complaint
+        (2, [0], False, 2),
     ],
 )
 def test_exit_code_is_what_became_of_the_run(child: int, orphans: list[int], was_stopped: bool, code: int) -> None:
     assert exit_code(child, orphans, was_stopped) == code
+
+
+@pytest.mark.parametrize("ends", ["before the launcher", "after it"])
+def test_exit_code_of_a_rank_that_outlives_its_launcher_is_found(tmp_path: Path, ends: str) -> None:
+    """A launcher with exit code 0 that leaves a process of its launch, which ends with 85."""
+    script = tmp_path / "leave.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "if os.fork():\n"  # DeepSpeed's first launcher
+        "    time.sleep(2 if sys.argv[1].startswith('before') else 0)\n"
+        "    os._exit(0)\n"
+        "if os.fork():\n"  # the second, killed
+        "    os._exit(0)\n"
+        "time.sleep(0.5)\n"
+        "os._exit(85)\n"
+    )
+    arguments = [str(script), ends, f"test-{tmp_path.name}"]
+    process = multiprocessing.get_context("fork").Process(target=wait_in_this_process, args=(arguments,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 85
+
+
+def wait_in_this_process(arguments: list[str]) -> None:
+    """End with wait_for_run's code; the process takes over signals and orphans."""
+    adopt_orphans()
+    child = subprocess.Popen([sys.executable, *arguments])
+    sys.exit(wait_for_run(child, StopRequests(arguments[-1])))
 
 
 def test_ranks_are_told_from_launchers(tmp_path: Path) -> None:
