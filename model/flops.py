@@ -34,16 +34,22 @@ def step_flops(
     generator: DebertaConfig, discriminator: DebertaConfig, num_tokens: int, num_masked: int, length: int
 ) -> int:
     """Operations of one pass of both models, backward too, over `num_tokens` tokens, `num_masked` of them masked."""
-    width = generator.hidden_size
-    # both passes of the mask decoder share their keys and values
-    decoder = layer_flops(generator, num_tokens, num_masked, length) + layer_flops(generator, 0, num_masked, length)
-    mlm_head = num_masked * 2 * width * (width + generator.vocab_size)
-    rtd_head = num_tokens * 2 * width * (width + 1)
-    forward = (
-        encoder_flops(generator, num_tokens, length, generator.num_hidden_layers - 1)
-        + decoder
-        + mlm_head
-        + encoder_flops(discriminator, num_tokens, length)
-        + rtd_head
+    return generator_flops(generator, num_tokens, num_masked, length) + discriminator_flops(
+        discriminator, num_tokens, length
     )
-    return FORWARD_AND_BACKWARD * forward
+
+
+def generator_flops(config: DebertaConfig, num_tokens: int, num_masked: int, length: int) -> int:
+    """The generator's part of step_flops."""
+    width = config.hidden_size
+    # both passes of the mask decoder share their keys and values
+    decoder = layer_flops(config, num_tokens, num_masked, length) + layer_flops(config, 0, num_masked, length)
+    mlm_head = num_masked * 2 * width * (width + config.vocab_size)
+    encoder = encoder_flops(config, num_tokens, length, config.num_hidden_layers - 1)
+    return FORWARD_AND_BACKWARD * (encoder + decoder + mlm_head)
+
+
+def discriminator_flops(config: DebertaConfig, num_tokens: int, length: int) -> int:
+    """The discriminator's part of step_flops."""
+    rtd_head = num_tokens * 2 * config.hidden_size * (config.hidden_size + 1)
+    return FORWARD_AND_BACKWARD * (encoder_flops(config, num_tokens, length) + rtd_head)

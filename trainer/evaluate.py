@@ -29,9 +29,11 @@ def evaluate(
     windows: NDArray[np.int64],
     micro_sequences: int,
     progress: Callable[[], None] = lambda: None,
+    judges: bool = True,
 ) -> dict[str, float]:
     """Metrics over these windows, their names starting with `validation_`; `progress` is called before each pass.
 
+    Without `judges` they are the generator's alone.
     Every rank runs the same number of passes (ZeRO-3 needs that); a pass without windows counts nothing.
     """
     sums = MetricSums(ranks.device)
@@ -45,6 +47,8 @@ def evaluate(
             batch.original_ids, layout, batch.masked_rows, None, sampling, masked_ids=batch.masked_ids
         )
         sums.add_generator(generated, batch.num_masked)
+        if not judges:
+            continue
         with engines.generator_rows() as look_up:
             rows = look_up(generated.corrupted_ids) if needs_rows else None
         judged = engines.discriminator(generated.corrupted_ids, batch.original_ids, layout, None, rows)

@@ -7,6 +7,7 @@ torch.distributed, the fp32 master weights where ZeRO keeps some. Written:
   keys as unexpected and no others; none is missing.
 - HF_DIR/generator: the generator; `AutoModel` loads its trunk and passes over `lm_predictions.*` and `mask_decoder.*`.
   Its MLM loss needs our mask decoder: transformers' `DebertaV2ForMaskedLM` has none.
+- of a run of plain masked language modelling (`optimizer.update = "mlm"`): HF_DIR is the generator, and that is all.
 All is written to a folder beside HF_DIR and renamed when complete. HF_DIR may be new, empty, or an earlier export of
 the same run, which is replaced if nothing else was put there; anything else is an error.
 Exit codes: 0 done; 2 the user's mistake, named in one line.
@@ -60,6 +61,7 @@ class TrainedRun:
     generator: DebertaConfig
     discriminator: DebertaConfig
     embedding_sharing: str
+    update: str
     special_ids: SpecialIds
     tokenizer: bytes
 
@@ -115,9 +117,13 @@ def export_run(run_dir: Path, output: Path, checkpoint_name: str | None = None) 
     for name, state in weights.items():
         check_finite(state, f"the {name} of {checkpoint}")
     with replacing(output) as partial:
-        discriminator = discriminator_to_hf(weights["generator"], weights["discriminator"], run.embedding_sharing)
-        write_model(partial, discriminator, run.discriminator, run.special_ids)
-        write_model(partial / "generator", generator_to_hf(weights["generator"]), run.generator, run.special_ids)
+        generator = generator_to_hf(weights["generator"])
+        if run.update == "mlm":
+            write_model(partial, generator, run.generator, run.special_ids)
+        else:
+            discriminator = discriminator_to_hf(weights["generator"], weights["discriminator"], run.embedding_sharing)
+            write_model(partial, discriminator, run.discriminator, run.special_ids)
+            write_model(partial / "generator", generator, run.generator, run.special_ids)
         write_tokenizer_files(partial, run.tokenizer, run.special_ids, run.discriminator.max_position_embeddings)
         written = [str(path.relative_to(partial)) for path in sorted(partial.rglob("*")) if path.is_file()]
         record = ExportRecord(
@@ -164,6 +170,7 @@ def read_run(directory: Path) -> TrainedRun:
         generator=model.generator(saved["vocab_size"]),
         discriminator=model.discriminator(saved["vocab_size"]),
         embedding_sharing=model.embedding_sharing,
+        update=saved["config"]["optimizer"]["update"],
         special_ids=SpecialIds(**saved["special_ids"]),
         tokenizer=tokenizer,
     )

@@ -89,10 +89,11 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
             save_now(training)
             return Ending.STOPPED
         on_device = [batch.to(ranks.device) for batch in batches]
+        rests = config.discriminator_rests(training.step)
         rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
         note_refusals(training)
         training.step += 1
-        speed.add(len(batches) * ranks.world_size, num_live, num_masked, num_pairs)
+        speed.add(len(batches) * ranks.world_size, num_live, num_masked, num_pairs, rests)
         if training.refusals.is_too_many:
             roll_back(training)
             return Ending.ROLLED_BACK
@@ -164,6 +165,7 @@ def log_evaluation(training: Training) -> None:
         training.validation_windows,
         training.config.batch.micro_sequences,
         training.watchdog.progress,
+        judges=training.config.optimizer.update != "mlm",
     )
     if training.log is not None:
         training.log.write({"step": training.step, **metrics})

@@ -135,11 +135,10 @@ def console_line(row: dict[str, float], total_steps: int) -> str:
     """One row as a line of at most 100 characters."""
     step = f"step {int(row['step']):>{len(str(total_steps))}}/{total_steps}"
     if "validation_mlm_loss" in row:
-        return (
-            f"{step}  held out: mlm {row['validation_mlm_loss']:.3f} nats, accuracy "
-            f"{row['validation_mlm_accuracy']:.3f}  rtd {row['validation_rtd_loss']:.3f}, auc "
-            f"{row['validation_rtd_auc']:.3f}"
-        )
+        mlm = f"mlm {row['validation_mlm_loss']:.3f} nats, accuracy {row['validation_mlm_accuracy']:.3f}"
+        if "validation_rtd_loss" not in row:
+            return f"{step}  held out: {mlm}"
+        return f"{step}  held out: {mlm}  rtd {row['validation_rtd_loss']:.3f}, auc {row['validation_rtd_auc']:.3f}"
     rate = f"{row['generator_learning_rate']:.1e}".replace("e-0", "e-")
     if "model_flops_utilization" in row:
         use = f"{row['model_flops_utilization']:.1%} MFU"

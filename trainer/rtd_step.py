@@ -12,6 +12,8 @@ For es the discriminator goes between the generator's forward and its backward, 
 `optimizer.update = "joint"` is the ablation of one loss L_MLM + lambda L_RTD (arXiv 2003.10555 section 3.2): rows of
 E_G are looked up before it moves. RTD's gradient reaches nothing of the generator's, so two updates from the same
 weights are the one update of that loss; only clipping stays per model. es is joint by nature, and nes shares nothing.
+`optimizer.update = "mlm"` is plain masked language modelling, what RTD is compared with: the generator, E_G with it, is
+the model, and 3 is left out for good.
 Nothing is read back from the device.
 Used by: trainer/loop.py. Tested by tests/trainer/test_rtd_step.py and tests/integration/.
 """
@@ -54,12 +56,12 @@ class RtdStep:
 
     def run(self, batches: Sequence[MaskedBatch], counts: GlobalCounts, step: int, sums: MetricSums) -> None:
         """Update both models once. `step` is the number of updates done before; sums gains this step's metrics."""
-        trains_alone = step < self._config.continue_from.generator_warmup_steps
-        self._set_learning_rates(step, TABLE_GROUP if trains_alone else None)
+        is_warming_up = step < self._config.continue_from.generator_warmup_steps
+        self._set_learning_rates(step, TABLE_GROUP if is_warming_up else None)
         # DeepSpeed averages gradients over ranks: the factor makes that a sum
         mlm_weight = self._world_size / max(1, counts.num_masked)
         rtd_weight = self._world_size * self._config.optimizer.rtd_lambda / max(1, counts.num_live)
-        if trains_alone:
+        if self._config.discriminator_rests(step):
             self._train_generator(batches, mlm_weight, step, sums)
         elif self._sharing == "es":
             self._run_shared(batches, mlm_weight, rtd_weight, step, sums)

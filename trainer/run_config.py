@@ -75,6 +75,10 @@ class RunConfig:
                 f"model.max_position_embeddings ({self.model.max_position_embeddings})"
             )
 
+    def discriminator_rests(self, step: int) -> bool:
+        """Whether the generator is trained alone in the update after `step` updates."""
+        return self.optimizer.update == "mlm" or step < self.continue_from.generator_warmup_steps
+
 
 def accumulation_steps(batch: BatchSection, world_size: int) -> int:
     """Micro-batches that each rank runs for one global batch of full size.

@@ -13,7 +13,7 @@ from disentangled.model.config import DebertaConfig, generator_config
 from disentangled.trainer.masking import MASKING_UNITS, MaskingRule, MaskingUnit
 from disentangled.trainer.packing import PACKINGS
 
-UPDATES = ("decoupled", "joint")
+UPDATES = ("decoupled", "joint", "mlm")
 OPTIMIZERS = ("adamw", "stable_adamw")
 
 
@@ -146,7 +146,7 @@ class OptimizerSection:
     weight_decay: float = 0.01
     gradient_clipping: float = 1.0  # per model; 0 switches it off
     rtd_lambda: float = 50.0
-    update: str = "decoupled"  # the generator first, as in the paper; or joint: see trainer/rtd_step.py
+    update: str = "decoupled"  # the generator first, as in the paper; joint, or mlm: see trainer/rtd_step.py
 
     def __post_init__(self) -> None:
         check_between("optimizer", self, "beta1", "beta2")

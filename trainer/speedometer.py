@@ -16,7 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from disentangled.model.config import DebertaConfig
-from disentangled.model.flops import step_flops
+from disentangled.model.flops import discriminator_flops, generator_flops
 from disentangled.trainer.distributed import Ranks
 from disentangled.trainer.pace import Pace
 
@@ -60,17 +60,21 @@ class Speedometer:
 
     def _restart(self) -> None:
         self._steps = self._passes = self._tokens = self._masked = self._pairs = 0
+        self._judged_tokens = 0
         self._waited_seconds = 0.0
         self._paused_seconds = {"evaluation": 0.0, "save": 0.0}
         self._started = time.perf_counter()
 
-    def add(self, num_passes: int, num_tokens: int, num_masked: int, num_pairs: int) -> None:
+    def add(
+        self, num_passes: int, num_tokens: int, num_masked: int, num_pairs: int, discriminator_rests: bool = False
+    ) -> None:
         """Count one step over all ranks: micro-batches, live and masked tokens, query-key pairs inside documents."""
         self._steps += 1
         self._passes += num_passes
         self._tokens += num_tokens
         self._masked += num_masked
         self._pairs += num_pairs
+        self._judged_tokens += 0 if discriminator_rests else num_tokens
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -96,12 +100,13 @@ class Speedometer:
     def take(self, step: int) -> dict[str, float]:
         """The numbers of one line, after `step`; counting begins anew. Called by every rank."""
         seconds, steps, passes = self._seconds(), max(1, self._steps), max(1, self._passes)
-        flops = passes * step_flops(
-            *self._configs,
-            self._tokens // passes,
-            self._masked // passes,
-            self._pairs // max(1, self._tokens),  # the mean length that a token's queries meet
-        )
+        generator, discriminator = self._configs
+        length = self._pairs // max(1, self._tokens)  # the mean one that a token's queries meet
+        tokens = self._tokens // passes
+        flops = passes * generator_flops(generator, tokens, self._masked // passes, length)
+        if self._judged_tokens:
+            judging = passes * self._judged_tokens / self._tokens
+            flops += round(judging * discriminator_flops(discriminator, tokens, length))
         self._pace.add_line(steps, seconds)
         memory, name = memory_bytes(self._ranks.device)
         of_ranks = self._ranks.gather((self._waited_seconds / steps, memory))

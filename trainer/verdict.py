@@ -29,7 +29,7 @@ def judge_discriminator(rows: Sequence[dict[str, float]], warmup_steps: int) -> 
     """Judge by the last lines of training. rows: at least one, with the keys that trainer/metrics.py gives."""
     rows = [row for row in rows if "rtd_loss" in row]
     if not rows:
-        return Verdict("early", "The generator trains alone so far: the discriminator has not begun.")
+        return Verdict("early", "The generator trains alone so far: there is no discriminator to judge.")
     last = rows[-LINES:]
     step = int(last[-1]["step"])
     losses = [row[name] for row in last for name in ("mlm_loss", "rtd_loss")]

@@ -9,6 +9,7 @@ import torch
 from disentangled.kernels.counter_rng import Stream
 from disentangled.trainer import evaluate as evaluation
 from disentangled.trainer.evaluate import choose_windows, evaluate, evaluation_sampling
+from disentangled.trainer.metric_log import console_line
 from disentangled.trainer.metrics import MetricSums
 from tests.trainer.plain_engines import same_weights
 from tests.trainer.tiny_run import CPU, Parts, build_parts, tiny_config
@@ -28,7 +29,7 @@ class OneRank:
 ALONE = OneRank()
 
 
-def run(parts: Parts, rank: OneRank = ALONE, num_windows: int = NUM_WINDOWS) -> dict[str, float]:
+def run(parts: Parts, rank: OneRank = ALONE, num_windows: int = NUM_WINDOWS, judges: bool = True) -> dict[str, float]:
     return evaluate(
         parts.plain_engines(),
         parts.validation,
@@ -36,6 +37,7 @@ def run(parts: Parts, rank: OneRank = ALONE, num_windows: int = NUM_WINDOWS) -> 
         rank,  # type: ignore[arg-type]
         np.arange(num_windows),
         parts.config.batch.micro_sequences,
+        judges=judges,
     )
 
 
@@ -54,6 +56,17 @@ def test_evaluate_judges_both_models_and_changes_neither(shards: Path, sharing: 
     assert 0.05 < metrics["validation_replaced_fraction"] < 0.2
     assert same_weights(parts.generator, untouched.generator)
     assert same_weights(parts.discriminator, untouched.discriminator)
+
+
+def test_evaluate_can_leave_the_discriminator_out(shards: Path) -> None:
+    parts = build_parts(tiny_config(shards))
+    metrics = run(parts)
+    asked: list[object] = []
+    parts.discriminator.register_forward_hook(lambda *_: asked.append(1))
+    alone = run(parts, judges=False)
+    assert not asked and alone == {name: metrics[name] for name in alone}
+    assert alone.keys() == {f"validation_{name}" for name in ("mlm_loss", "mlm_accuracy", "sampled_accuracy")}
+    assert "rtd" not in console_line({"step": 3, **alone}, 20) and "rtd" in console_line({"step": 3, **metrics}, 20)
 
 
 def test_evaluate_is_the_same_every_time_and_without_dropout(shards: Path) -> None:

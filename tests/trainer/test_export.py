@@ -180,6 +180,16 @@ def test_auto_model_computes_the_runs_hidden_states(shards: Path, tmp_path: Path
     assert generator.config.num_hidden_layers == 1
 
 
+def test_run_of_plain_masked_language_modelling_exports_its_generator(shards: Path, tmp_path: Path) -> None:
+    write_run(shards, tmp_path / "run", "optimizer.update=mlm", "model.generator_num_hidden_layers=3")
+    generator, _ = write_checkpoint(shards, tmp_path / "run", 5, "model.generator_num_hidden_layers=3")
+    record = export_run(tmp_path / "run", tmp_path / "out")
+    assert {name for name in FILES if not name.startswith("generator/")} == set(record.files)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers == 3
+    assert torch.equal(model.embeddings.word_embeddings.weight, generator.word_embeddings)
+
+
 def test_trained_run_loads_by_the_two_lines_it_prints(zero_runs: Path, shards: Path, tmp_path: Path) -> None:
     output, run = tmp_path / "out", zero_runs / "trained"
     command = (sys.executable, "-m", "disentangled.trainer.export", "--run", str(run), "--output", str(output))

@@ -37,6 +37,24 @@ def test_discriminator_rests_with_its_embeddings_and_its_optimizer_does_not_age(
     assert "generator alone" in console_line({"step": 3, **metrics, **rates}, 20)
 
 
+def test_plain_masked_language_modelling_moves_the_whole_generator_and_nothing_else(shards: Path) -> None:
+    parts = parts_of(shards, "optimizer.update=mlm")
+    before = copy.deepcopy(parts)
+    engines = parts.plain_engines(2)
+    metrics = run_steps(parts, engines, 2, accumulation=2).take()
+    assert same_weights(parts.discriminator, before.discriminator)
+    pairs = zip(parts.generator.named_parameters(), before.generator.parameters(), strict=True)
+    assert [name for (name, now), then in pairs if torch.equal(now, then)] == []
+    assert metrics["mlm_loss"] > 0 and not any(name.startswith(("rtd", "replaced")) for name in metrics)
+
+
+def test_plain_masked_language_modelling_is_what_the_generator_does_beside_a_discriminator(shards: Path) -> None:
+    alone, paired = (parts_of(shards, f"optimizer.update={update}") for update in ("mlm", "decoupled"))
+    for parts in (alone, paired):
+        run_steps(parts, parts.plain_engines(1), 3, accumulation=1)
+    assert same_weights(alone.generator, paired.generator)
+
+
 def test_both_move_from_the_step_after(shards: Path) -> None:
     parts = parts_of(shards, *WARMUP)
     before = copy.deepcopy(parts)

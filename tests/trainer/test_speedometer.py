@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from disentangled.model.config import DebertaConfig
-from disentangled.model.flops import step_flops
+from disentangled.model.flops import discriminator_flops, generator_flops, step_flops
 from disentangled.trainer import speedometer
 from disentangled.trainer.pace import Pace
 from disentangled.trainer.speedometer import MACHINE_KEYS, Speedometer
@@ -66,6 +66,19 @@ def test_rates_leave_out_evaluations_and_checkpoints(clock: Clock) -> None:
     row = speed.take(5)
     assert row["tokens_per_second"] == pytest.approx(1000)
     assert (row["evaluation_seconds"], row["save_seconds"]) == (0, 0)
+
+
+def test_a_discriminator_that_rests_is_not_counted(clock: Clock) -> None:
+    speed = make_speedometer()
+    clock.now += 2
+    speed.add(2, 400, 40, 4000, discriminator_rests=True)
+    alone = speed.take(1)["achieved_tflops"]
+    assert alone == pytest.approx(2 * generator_flops(CONFIG, 200, 20, 10) / 2 / 1e12)
+    clock.now += 2
+    speed.add(2, 400, 40, 4000, discriminator_rests=True)
+    speed.add(2, 400, 40, 4000)
+    both = 4 * generator_flops(CONFIG, 200, 20, 10) + 2 * discriminator_flops(CONFIG, 200, 10)
+    assert speed.take(3)["achieved_tflops"] == pytest.approx(both / 2 / 1e12)
 
 
 def test_the_slowest_rank_and_the_largest_count(clock: Clock) -> None:
