@@ -138,10 +138,10 @@ def export_run(run_dir: Path, output: Path, checkpoint_name: str | None = None) 
     return record
 
 
-def load_trained_pair(run_dir: Path) -> tuple[Generator, Discriminator]:
-    """Both models of a run with the weights of its newest whole checkpoint, fp32, on the CPU."""
+def load_trained_pair(run_dir: Path, checkpoint_name: str | None = None) -> tuple[Generator, Discriminator]:
+    """Both models of a run with the weights of a checkpoint, the newest whole one by default, fp32, on the CPU."""
     run = read_run(run_dir)
-    checkpoint = choose_checkpoint(run_dir, None)
+    checkpoint = choose_checkpoint(run_dir, checkpoint_name)
     generator = Generator(run.generator, run.special_ids.mask)
     discriminator = Discriminator(run.discriminator, run.embedding_sharing)
     generator.load_state_dict(read_weights(checkpoint, "generator"))

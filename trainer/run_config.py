@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from disentangled.trainer.key_owners import check_recipe_key
+from disentangled.trainer.key_owners import check_known, check_recipe_key
 from disentangled.trainer.schedule import ScheduleSection
 from disentangled.trainer.sections import (
     BatchSection,
@@ -168,6 +168,23 @@ def get_key(config: RunConfig, key: str) -> Any:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved config as plain values, as saved beside each run."""
     return asdict(config)
+
+
+def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The config of a run.json; keys that came after the run began have their defaults.
+
+    Raises:
+        ValueError: a section or key that this version does not know.
+    """
+    default = RunConfig()
+    known = list(dotted_keys(default))
+    sections = {}
+    for section, values in saved.items():
+        for name in values:
+            check_known(f"{section}.{name}", known, "the run's config")
+        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        sections[section] = replace(getattr(default, section), **kept)
+    return replace(default, **sections)
 
 
 def differing_keys(saved: Mapping[str, Any], config: RunConfig) -> list[str]:

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("kernels", "model", "trainer", "data_prep", "finetune", "benchmarks", "tests", "disentangled")
+FOLDERS = ("kernels", "model", "trainer", "data_prep", "finetune", "benchmarks", "experiments", "tests", "disentangled")
+OUTER = ("tests", "benchmarks", "experiments")  # what users do not install
 NEVER_BARE = ("kernels", "model", "trainer", "data_prep", "finetune", "recipes", "ds_configs")
 
 
@@ -49,18 +50,17 @@ RULES = {
             "disentangled.data_prep.input_store",
             "disentangled.data_prep.whole_file",
         ),
-        forbidden=("tests", "benchmarks"),
+        forbidden=OUTER,
     ),
     "finetune": Rule(
         ours=("disentangled.__version__", "disentangled.kernels", "disentangled.model", "disentangled.finetune"),
-        forbidden=("tests", "benchmarks"),
+        forbidden=OUTER,
     ),
     "data_prep": Rule(
         ours=("disentangled.__version__", "disentangled.data_prep"),
-        forbidden=("torch", "triton", "deepspeed", "transformers", "tests", "benchmarks"),
+        forbidden=("torch", "triton", "deepspeed", "transformers", *OUTER),
     ),
-    "tests": Rule(ours=("disentangled", "tests", "benchmarks")),
-    "benchmarks": Rule(ours=("disentangled", "tests", "benchmarks")),
+    **{folder: Rule(ours=("disentangled", *OUTER)) for folder in OUTER},
 }
 
 
@@ -104,12 +104,12 @@ def find_breaches(path: Path, source: str) -> list[str]:
             breaches.append(f"{path}:{line} imports {name} relatively; write disentangled.<folder>...")
         elif top in NEVER_BARE:
             breaches.append(f"{path}:{line} imports {name} by its bare name; write disentangled.{name}")
-        elif top in ("disentangled", "tests", "benchmarks"):
+        elif top in ("disentangled", *OUTER):
             if not is_within(name, rule.ours):
                 breaches.append(f"{path}:{line} imports {name}; of ours it may import {', '.join(rule.ours)}")
         elif top in rule.forbidden or (rule.third_party is not None and top not in rule.third_party):
             breaches.append(f"{path}:{line} imports {name}, which {path.parts[0]}/ must not")
-        elif top == "deepspeed" and path.parts[0] not in ("trainer", "tests", "benchmarks"):
+        elif top == "deepspeed" and path.parts[0] not in ("trainer", *OUTER):
             breaches.append(f"{path}:{line} imports {name}; only trainer/ may")
     return breaches
 
