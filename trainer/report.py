@@ -1,8 +1,8 @@
 """One page about a run, finished or under way: is it well, how far is it, what happened.
 
-What: reads run.json, metrics.jsonl and events.jsonl of a run folder, and embedding_cosine.jsonl where somebody had that
-measured, and writes report.html, which holds everything it shows (no scripts, nothing from elsewhere), follows the
-reader's light or dark setting and fits a phone.
+What: reads run.json, metrics.jsonl and events.jsonl of a run folder, and embedding_cosine.jsonl and probe.jsonl where
+somebody had those measured, and writes report.html, which holds everything it shows (no scripts, nothing from
+elsewhere), follows the reader's light or dark setting and fits a phone.
 Used by: `python -m disentangled.trainer.report --run DIR`, trainer/demo.py. Tested by tests/trainer/test_report.py.
 Not here: the pictures (report_panels.py), the judgement (verdict.py); checkpoints are not read.
 """
@@ -20,7 +20,7 @@ from disentangled.trainer.command_line import print_error
 from disentangled.trainer.events import Event, read_events
 from disentangled.trainer.metric_log import METRICS_FILE, clock, read_rows, scale
 from disentangled.trainer.report_panels import Row, draw_panels, draw_time_line, mark_of
-from disentangled.trainer.run_folder import COSINE_FILE, RUN_FILE
+from disentangled.trainer.run_folder import COSINE_FILE, PROBE_FILE, RUN_FILE
 from disentangled.trainer.verdict import judge_discriminator
 
 REPORT_FILE = "report.html"
@@ -73,14 +73,14 @@ def write_report(run_dir: Path, unigram_cross_entropy_nats: float | None = None)
     held_out = [row for row in rows if "validation_mlm_loss" in row]
     if not training:
         raise ValueError(f"{run_dir / METRICS_FILE} holds no step yet: wait for the first log line")
-    cosines = read_rows(run_dir / COSINE_FILE)
+    measured = [row for name in (COSINE_FILE, PROBE_FILE) for row in read_rows(run_dir / name)]
     config = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["config"]
     events = read_events(run_dir)
     verdict = judge_discriminator(training, config["schedule"]["warmup_steps"])
     time_line = draw_time_line(training, events)
     panels = "\n".join(
         f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>"
-        for title, svg in draw_panels([*training, *cosines], held_out, events, unigram_cross_entropy_nats)
+        for title, svg in draw_panels([*training, *measured], held_out, events, unigram_cross_entropy_nats)
     )
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -4,7 +4,7 @@ What: RUN/run.json holds the resolved config, the ds_config and the dataset's id
 experiment resumes; with another it is an error that names the first key that differs, so no two runs share a folder.
 Another stage of ZeRO, precision or number of ranks is the same experiment. One launch at a time may work in it.
 Layout: run.json, spm.model, metrics.jsonl, events.jsonl, tensorboard/, checkpoints/; lock, stacks/ of ranks that hung,
-skipped_samples.json; report.html, embedding_cosine.jsonl.
+skipped_samples.json; report.html, embedding_cosine.jsonl, probe.jsonl.
 Used by: trainer/assemble.py, trainer/export.py. Tested by tests/trainer/test_run_folder.py.
 """
 
@@ -29,6 +29,7 @@ RUN_FILE = "run.json"
 TOKENIZER_FILE = "spm.model"
 LOCK_FILE = "lock"
 COSINE_FILE = "embedding_cosine.jsonl"  # of trainer/embedding_cosine.py, for the report
+PROBE_FILE = "probe.jsonl"  # of finetune/probe.py, which has the same name, for the report
 # all that may be there before a run has begun: a first start was cut short, or samples are to be passed over
 FIRST_FILES = (TOKENIZER_FILE, f"{RUN_FILE}.tmp", LOCK_FILE, EVENTS_FILE, STACKS_FOLDER, SKIPS_FILE)
 
