@@ -154,7 +154,10 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def rows_of_run(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line a step with a key a task, as the run's report reads them."""
     steps = sorted({row["step"] for row in rows if "step" in row})
-    return [{"step": step} | {f"probe_{row['task']}": row["mean"] for row in rows if row.get("step") == step} for step in steps]
+    return [
+        {"step": step} | {f"probe_{row['task']}": row["mean"] for row in rows if row.get("step") == step}
+        for step in steps
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
