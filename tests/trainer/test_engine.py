@@ -1,19 +1,32 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
+from torch import Tensor
 
 from disentangled.data_prep.shard_schema import load_manifest
-from disentangled.trainer.engine import build_models, check_precision, norm_of
+from disentangled.trainer.engine import NORM_RUN, build_models, check_precision, norm_of
 from tests.trainer.tiny_run import build_parts, tiny_config
 
 
 def test_norm_of_a_large_table_is_exact_to_float32() -> None:
-    # torch.linalg.vector_norm in fp32 is off by 4e-5 here on a CPU
+    # torch.linalg.vector_norm in fp32 is off by 4e-4 here on a CPU
     values = torch.full((8192, 64), 1e-3)
     assert float(norm_of(values)) == pytest.approx(1e-3 * (8192 * 64) ** 0.5, rel=torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("num_values", [1, 1000, NORM_RUN, 3 * NORM_RUN + 7, 200_003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_of_any_number_of_values_is_exact_to_float32(num_values: int, dtype: torch.dtype) -> None:
+    values = torch.randn(num_values, generator=torch.Generator().manual_seed(num_values)).to(dtype)
+    expected = float(values.double().norm())
+    # a run's sum is one of NORM_RUN squares in float32, whatever dtype they come in
+    assert float(norm_of(values)) == pytest.approx(expected, rel=torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize(("sharing", "ratio"), [("gdes", 0.5), ("nes", 0.5), ("es", 0.0)])
@@ -28,6 +41,32 @@ def test_delta_ratio_is_the_own_tables_norm_over_the_shared_one(shards: Path, sh
 
 def test_delta_ratio_of_a_new_gdes_pair_is_zero(shards: Path) -> None:
     assert build_parts(tiny_config(shards)).plain_engines().delta_ratio() == 0.0
+
+
+def test_rows_of_a_table_in_pieces_are_those_of_the_whole_one_looked_up_while_it_is_gathered(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeRO-3's path, with the gathering played: the rows are kept, the table is not."""
+    plain = build_parts(tiny_config(shards)).plain_engines()
+    pieces = replace(plain, zero_stage=3)
+    table, whole = pieces.generator.module.word_embeddings, []
+
+    @contextmanager
+    def gather(parameters: list[Tensor], modifier_rank: int | None) -> Iterator[None]:
+        assert [id(x) for x in parameters] == [id(table)] and modifier_rank is None
+        whole.append(True)
+        yield
+        whole.pop()
+
+    monkeypatch.setattr(deepspeed.zero, "GatheredParameters", gather)
+    ids = torch.arange(5, 25)
+    with plain.generator_rows() as look_up:
+        expected = look_up(ids)
+    with pieces.generator_rows() as look_up:
+        assert whole == [True]
+        rows = look_up(ids)
+    assert not whole and torch.equal(rows, expected) and not rows.requires_grad
+    assert rows.untyped_storage().data_ptr() != table.untyped_storage().data_ptr()
 
 
 def test_models_of_a_seed_are_the_same_and_the_pair_is_no_copy(shards: Path) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from disentangled.trainer.adamw import AdamW
@@ -66,6 +67,11 @@ def test_kind_names_the_optimizer(keys: dict[str, Any], kind: type) -> None:
     assert type(optimizer) is kind
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert all(g["lr"] == 1e-3 and g["betas"] == (0.9, 0.95) and g["eps"] == 1e-6 for g in optimizer.param_groups)
+
+
+@pytest.mark.skipif(get_accelerator().device_name() != "cpu", reason="on a GPU torch chooses")
+def test_adamw_on_a_cpu_is_torchs_fused_one() -> None:
+    assert all(group["fused"] is True for group in build().param_groups)
 
 
 def test_options_are_arguments_of_a_librarys_class() -> None:
