@@ -4,6 +4,7 @@ Not here: gradients without dropout, which test_accelerate.py compares for every
 """
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -129,6 +130,29 @@ def test_compiled_model_gives_the_same_with_few_variants(unpad: bool) -> None:
         assert_same(run_pass(compiled, batch), Pass(expected.outputs, gradients), live)
         num_frames.append(torch._dynamo.utils.counters["frames"]["total"])
     assert num_frames[0] > 0 and num_frames[1] == num_frames[-1] < 40, num_frames
+
+
+@pytest.mark.slow
+def test_all_tokens_are_one_graph_where_attention_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernels in Triton's interpreter, as a GPU has them; dropout is drawn inside the graph."""
+    pytest.importorskip("triton")
+    torch.compiler.reset()
+    monkeypatch.setattr(fused_attention, "choose_implementation", lambda *arguments: "triton")
+    attend = functools.partial(fused_attention.disentangled_attention, implementation="triton")
+    monkeypatch.setattr(fused_attention, "disentangled_attention", attend)
+    changes: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "attention_probs_dropout_prob": 0.2}
+    model = disentangled.accelerate(small_model(HEAD, torch.float32, **changes), unpad=False).train()
+    batch = small_batch(HEAD, (5, 3))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    passes = []
+    for each in (model, compiled):
+        torch.manual_seed(5)
+        passes.append(run_pass(each, batch))
+    eager, graph = passes
+    assert torch.equal(graph.outputs["logits"], eager.outputs["logits"])
+    for name, gradient in eager.gradients.items():
+        assert_close(graph.gradients[f"_orig_mod.{name}"], gradient, name)
+    assert not torch.equal(eager.outputs["logits"], model.eval()(**batch).logits), "dropout was on"
 
 
 def test_training_goes_on_after_restoring() -> None:
