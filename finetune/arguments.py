@@ -13,10 +13,11 @@ from typing import Any
 
 from disentangled.finetune.command_line import OneLineParser
 from disentangled.finetune.options import PRECISIONS, FinetuneOptions
+from disentangled.finetune.search_grid import GRIDS
 from disentangled.finetune.tasks import BY_NAME, OWN_DATA
 
 DEFAULTS = {field.name: field.default for field in fields(FinetuneOptions)}
-# (argument, type, help) of what takes one value
+# (argument, type, what stands for its value, help) of what takes one value
 DATA_TEXT = (
     ("data", Path, "DIR", "folder with the task's files"),
     ("label-column", str, "NAME", "own data: column of the label"),
@@ -68,8 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="the folder to make, or to go on with"
     )
-    _add(parser.add_argument_group("data"), DATA_TEXT)
-    _add(parser.add_argument_group("lists"), LISTS, nargs="+")
+    data = parser.add_argument_group("data")
+    _add(data, DATA_TEXT)
+    _add(data, LISTS, nargs="+")
     parser.add_argument("--regression", action="store_true", help="own data: the label is a number")
     parser.add_argument("--unanswerable", action="store_true", help="own data: some questions have no answer")
     _add(parser.add_argument_group("training"), TRAINING)
@@ -77,6 +79,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from-scratch", action="store_true", help="random weights in the model's sizes")
     parser.add_argument("--no-accelerate", action="store_true", help="DebertaV2 with transformers' own attention")
     parser.add_argument("--no-save-model", action="store_true", help="leave results and predictions alone")
+    searching = parser.add_argument_group("search")
+    searching.add_argument("--search", action="store_true", help="walk the grid of the paper's table 11")
+    searching.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="default 1 2 3")
+    searching.add_argument("--size", choices=tuple(GRIDS), help="the table's column; default: the model's width says")
+    searching.add_argument(
+        "--grid", nargs="+", default=[], metavar="NAME=V,V", help="other values, as learning_rate=1e-5,2e-5"
+    )
     # DeepSpeed's launcher gives it to scripts started with --module; which process this is, the environment says
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser

@@ -43,9 +43,7 @@ def _from_columns(row: Row, task: Task) -> Example:
     context, *rest = [row.text(column) for column in task.text_columns]
     listed = row.value(task.choice_columns[0]) if len(task.choice_columns) == 1 else None
     if listed is not None and not isinstance(listed, list):
-        raise ValueError(
-            f"{row.place}: column {task.choice_columns[0]!r} holds {listed!r}: a list of choices is needed"
-        )
+        raise ValueError(f"{row.place}: column {task.choice_columns[0]!r} holds {listed!r}: it must be a list")
     choices = [str(text) for text in listed] if listed is not None else [row.text(name) for name in task.choice_columns]
     if task.name == "copa":
         context = f"{context} {_in_words(row)}"

@@ -28,7 +28,7 @@ def read_squad(path: Path, has_unanswerable: bool) -> Dataset:
     """
     with open_text(path) as file:
         content = parse_object(str(path), file.read())
-    rows = []
+    rows: list[dict[str, Any]] = []
     for context, fields, place in _walk_squad(path, content):
         answers = [] if fields.get("is_impossible") else _get(fields, "answers", list, place)
         row = {
@@ -51,7 +51,7 @@ def read_record(path: Path) -> Dataset:
     Raises:
         ValueError: as `read_squad`.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in read_rows(path):
         passage = _get(row.fields, "passage", dict, row.place)
         text = _get(passage, "text", str, row.place)

@@ -88,7 +88,8 @@ def finetune(options: FinetuneOptions) -> Results:
         "selection": selection,
         "selected": metrics[first][selection],
         "metrics": metrics,
-        "examples": {"train": len(data.train)} | {name: len(rows) for name, rows in encoded.items()},
+        "train_examples": len(data.train),
+        "examples": {name: len(examples) for name, examples in (data.validation | data.test).items()},
         "best_step": trainer.state.best_global_step,
         "train_seconds": round(seconds, 1),
         "options": options.as_record(),
@@ -115,7 +116,7 @@ def make_trainer(
     encoded = {name: kind.encode(examples, tokenizer, max_length) for name, examples in sets.items()}
     first = next(iter(data.validation))
     num_updates = count_updates(options, len(train))
-    arguments = make_arguments(options, data.task.metrics[0], num_updates, None)
+    arguments = make_arguments(options, data.task.metrics[0], num_updates)
     set_seed(options.seed)
     model, lines = load_model(
         options.model,
@@ -138,6 +139,7 @@ def make_trainer(
         return kind.score(kind.decode(found.predictions, encoded[first], data.validation[first]))
 
     trainer = TaskTrainer(
+        options,
         model=model,
         args=arguments,
         train_dataset=train,

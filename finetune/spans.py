@@ -91,7 +91,7 @@ class Spans:
         for start, end, number, spans in zip(starts, ends, encoded["example"], encoded["spans"], strict=True):
             for score, first, last in self._find_spans(start, end, np.asarray(spans), candidates[number]):
                 if score > best[number][0]:
-                    best[number] = (score, contexts[number][spans[first][0] : spans[last][1]])
+                    best[number] = (score, contexts[number][spans[first][0] : spans[last][1]].strip())
             none[number] = min(none[number], float(start[0] + end[0]))
         rows = []
         for index, (name, gold) in enumerate(zip(examples["id"], examples["answers"], strict=True)):

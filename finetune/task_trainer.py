@@ -1,14 +1,52 @@
 """transformers' Trainer, with what a task needs beside it: learning rates by layer, an adversarial loss, short lines.
 
-Used by: run_task.py. Tested by tests/finetune/test_overfit.py.
+Used by: run_task.py. Tested by tests/finetune/test_overfit.py, test_sift.py, test_optimizer_groups.py.
 Not here: the groups (optimizer_groups.py), the perturbation (sift.py), what a run is (run_task.py).
 """
 
 from typing import Any
 
+from torch import nn, optim
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from disentangled.finetune.command_line import say
+from disentangled.finetune.optimizer_groups import layer_groups
+from disentangled.finetune.options import FinetuneOptions
+from disentangled.finetune.sift import Perturbation, adversarial_divergence
+
+
+class TaskTrainer(Trainer):
+    """A Trainer whose learning rate may fall with the layer, and whose loss may have an adversarial term."""
+
+    def __init__(self, options: FinetuneOptions, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.options = options
+        # losses are means over a micro-batch: an update's is the mean over its micro-batches, for every head alike
+        self.model_accepts_loss_kwargs = False
+        self.perturbation = Perturbation().attach(self.model) if options.sift_weight else None
+
+    def create_optimizer(self, *arguments: Any, **settings: Any) -> optim.Optimizer:
+        """Trainer's own optimizer, on groups by layer where a decay is asked for."""
+        if self.optimizer is None and self.options.layer_decay < 1:
+            kind, parameters = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups = layer_groups(
+                self.model, self.args.learning_rate, self.options.layer_decay, self.args.weight_decay, decayed
+            )
+            self.optimizer = kind(groups, **parameters)
+        created: optim.Optimizer = super().create_optimizer(*arguments, **settings)
+        return created
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **more: Any) -> Any:
+        """The task's loss, in training with the adversarial term."""
+        if self.perturbation is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **more)
+        loss, clean = super().compute_loss(model, inputs, True, **more)
+        found = adversarial_divergence(
+            model, inputs, clean, self.perturbation, step=self.options.sift_step, init=self.options.sift_init
+        )
+        loss = loss + self.options.sift_weight * found
+        return (loss, clean) if return_outputs else loss
 
 
 class ProgressLines(TrainerCallback):
@@ -40,7 +78,3 @@ class ProgressLines(TrainerCallback):
         told = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         shown = [f"{name} {value:.4f}" for name, value in told.items() if not any(part in name for part in aside)]
         say(f"step {state.global_step}/{state.max_steps}  development set: {'  '.join(shown)}")
-
-
-class TaskTrainer(Trainer):
-    """A Trainer whose optimizer may have learning rates by layer."""

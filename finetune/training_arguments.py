@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from disentangled.finetune.ds_config import find_precision, load_ds_config
 from disentangled.finetune.options import FinetuneOptions
 from disentangled.finetune.run_folder import CHECKPOINTS
 
@@ -17,9 +18,7 @@ from disentangled.finetune.run_folder import CHECKPOINTS
 NUM_LOG_LINES = 20
 
 
-def make_arguments(
-    options: FinetuneOptions, selection: str, num_updates: int, deepspeed: dict[str, Any] | None
-) -> TrainingArguments:
+def make_arguments(options: FinetuneOptions, selection: str, num_updates: int) -> TrainingArguments:
     """The Trainer's arguments; `selection` is the metric that picks the best epoch.
 
     Raises:
@@ -27,6 +26,9 @@ def make_arguments(
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro, accumulation = divide_batch(options, processes)
+    deepspeed, precision = None, options.precision
+    if options.ds_config is not None:
+        deepspeed, precision = read_engine(options, processes)
     every = options.evaluate_every_steps
     interval: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if every is not None:
@@ -48,8 +50,8 @@ def make_arguments(
         adam_epsilon=options.adam_epsilon,
         max_grad_norm=options.gradient_clipping,
         seed=options.seed,
-        bf16=options.precision == "bf16",
-        fp16=options.precision == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=not torch.accelerator.is_available(),
         deepspeed=deepspeed,
         **interval,
@@ -62,6 +64,25 @@ def make_arguments(
         report_to="none",
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
+
+
+def read_engine(options: FinetuneOptions, processes: int) -> tuple[dict[str, Any], str]:
+    """(DeepSpeed's JSON, its precision).
+
+    Raises:
+        ValueError: no launcher, or `precision` says something else than the JSON.
+    """
+    assert options.ds_config is not None
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"ds_config {options.ds_config}: DeepSpeed needs its launcher: deepspeed --num_accelerators N --module "
+            "disentangled.finetune ..."
+        )
+    config = load_ds_config(options.ds_config, processes)
+    precision = find_precision(config) or "fp32"
+    if options.precision not in ("fp32", precision):
+        raise ValueError(f"precision is {options.precision!r}, and ds_config {options.ds_config} says {precision}")
+    return config, precision
 
 
 def divide_batch(options: FinetuneOptions, processes: int) -> tuple[int, int]:
