@@ -34,6 +34,8 @@ class Program:
 
 
 PROGRAMS = (
+    Program("step", "step.jsonl", ("--output", "{output}", "--minutes", "{minutes}")),
+    Program("embedding", "embedding.jsonl", ("--output", "{output}")),
     Program("masked_lm", "masked_lm.jsonl", ("--output", "{output}")),
     Program("first_light", "first_light.jsonl", ("--shards", "{shards}", "--output", "{output}/first_light.jsonl")),
     Program("drop_in", "drop_in.jsonl", ("--output", "{output}")),

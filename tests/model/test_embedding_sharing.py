@@ -180,3 +180,48 @@ def test_forward_builds_no_second_table(sharing, dtype):
         output = generator(ids, LAYOUT, MASKED, None, banned_by, needs_shared_rows=True)
         rows = None if sharing == "nes" else output.shared_rows
         discriminator(output.corrupted_ids, ids, LAYOUT, None, rows)
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.found.append(function._schema.name.removeprefix("aten::"))
+        return function(*arguments, **options or {})
+
+
+def delta_gradient(dtype: torch.dtype) -> Tensor:
+    """E_Delta's, of the embeddings alone; every second token has the same id, so that many rows meet in one."""
+    embeddings = scramble(Embeddings(tiny_config(), "delta")).to(dtype)
+    ids = torch.where(torch.arange(21) % 2 == 0, 7, IDS)
+    states = embeddings(ids, LAYOUT, None, torch.randn(21, 32, generator=torch.Generator().manual_seed(5)).to(dtype))
+    states.backward(torch.randn(21, 32, generator=torch.Generator().manual_seed(6)).to(dtype))
+    return embeddings.word_embeddings_delta.weight.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_delta_gradient_is_the_same_at_every_call_and_by_the_op_that_is_so_on_gpus(dtype):
+    with Operations() as operations:
+        gradient = delta_gradient(dtype)
+    assert all(torch.equal(gradient, delta_gradient(dtype)) for _ in range(3))
+    # embedding's backward sorts the ids and sums each one's rows in order; these would add with atomics on a GPU
+    assert "embedding_dense_backward" in operations.found
+    assert not {"index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", "index_put_"} & set(
+        operations.found
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_makes_no_table_but_the_gradient_of_delta(dtype):
+    config = tiny_config(vocab_size=200_000, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    discriminator = Discriminator(config, "gdes").to(dtype)
+    ids, rows = text_ids(21, vocab_size=200_000), torch.zeros(21, 8, dtype=dtype)
+    # two: that of the first micro-batch, and that of the second until it is added
+    with NoTableSizedTensor(discriminator, num_values=config.vocab_size * 8, num_allowed=2):
+        for _ in range(2):
+            discriminator(ids, ids, LAYOUT, None, rows).rtd_loss_sum.backward()
+    assert discriminator.deberta.embeddings.word_embeddings_delta.weight.grad.any()
