@@ -27,7 +27,9 @@ def read_conll(path: Path) -> Dataset:
     for place, line in read_lines(path):
         if not line.strip() or line.startswith(DOCUMENT_START):
             if words[-1]:
-                words, tags, places = [*words, []], [*tags, []], [*places, ""]
+                words.append([])
+                tags.append([])
+                places.append("")
             continue
         fields = line.split("\t") if "\t" in line else line.split(" ")
         if len(fields) < 2 or not fields[0].strip() or not fields[-1].strip():
