@@ -2,7 +2,7 @@
 
 Columns are separated by tabs, or by spaces where a line has no tab; what is between first and last is passed over.
 `-DOCSTART-` lines (CoNLL-2003) belong to no sentence. WikiANN and CoNLL-2003 are written like this.
-Used by: read_task.py. Tested by tests/finetune/test_read_conll.py.
+Used by: read_task.py. Tested by tests/finetune/test_tags.py.
 Not here: what tags mean (entity_scores.py), encoding (tags.py).
 """
 
