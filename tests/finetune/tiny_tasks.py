@@ -42,12 +42,12 @@ def write_sentences(path: Path, count: int, seed: int) -> Path:
 
 
 def write_questions(path: Path, count: int, seed: int) -> Path:
-    """Texts of twelve words with a question of two; the answer is one of the words, drawn at random."""
+    """Texts of eight words with a question of two; the answer is one of the words, drawn at random."""
     draw = random.Random(seed)
     paragraphs = []
     for number in range(count):
-        words = draw.sample(WORDS, k=12)
-        chosen = draw.randrange(12)
+        words = draw.sample(WORDS, k=8)
+        chosen = draw.randrange(8)
         answer = {"text": words[chosen], "answer_start": sum(len(word) + 1 for word in words[:chosen])}
         question = {"id": f"{number}", "question": " ".join(draw.choices(WORDS, k=2)), "answers": [answer]}
         paragraphs.append({"context": " ".join(words), "qas": [question]})
@@ -68,8 +68,8 @@ def tiny_options(task: str, model: Path, output: Path, **changes: Any) -> Finetu
         "batch_size": 16,
         "warmup_steps": 4,
         "task_dropout": 0.0,
-        "max_steps": 120,
-        "evaluate_every_steps": 120,
+        "max_steps": 100,
+        "evaluate_every_steps": 100,
         "save_model": False,
     }
     return FinetuneOptions(task=task, model=str(model), output=output, **settings | changes)
