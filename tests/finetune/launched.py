@@ -1,4 +1,4 @@
-"""The fine-tuning command without the op that DeepSpeed compiles on CPUs: gloo does its work, and no compiler is needed.
+"""The fine-tuning command without the op that DeepSpeed compiles on CPUs: gloo does its work, without a compiler.
 
 Started by test_deepspeed_launch.py under DeepSpeed's launcher.
 """
