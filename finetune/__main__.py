@@ -1,6 +1,6 @@
 """`python -m disentangled.finetune`: run_command.py says what it does.
 
-Used by: users. Tested by tests/finetune/test_command.py.
+Used by: users. Tested by tests/finetune/test_deepspeed_launch.py.
 """
 
 import sys

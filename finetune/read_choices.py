@@ -5,7 +5,7 @@
   words. The label is the number of the choice from 0, or its column's name.
 - RACE's folders: a JSON file a passage, with several questions; a `_` in a question takes the option's place.
 - CommonsenseQA's lines: {"question": {"stem", "choices": [{"label", "text"}]}, "answerKey"}.
-Used by: read_task.py. Tested by tests/finetune/test_read_choices.py.
+Used by: read_task.py. Tested by tests/finetune/test_choices.py.
 Not here: encoding (choices.py).
 """
 

@@ -2,7 +2,7 @@
 
 Columns are separated by tabs, or by spaces where a line has no tab; what is between first and last is passed over.
 `-DOCSTART-` lines (CoNLL-2003) belong to no sentence. WikiANN and CoNLL-2003 are written like this.
-Used by: read_task.py. Tested by tests/finetune/test_read_conll.py.
+Used by: read_task.py. Tested by tests/finetune/test_tags.py.
 Not here: what tags mean (entity_scores.py), encoding (tags.py).
 """
 
@@ -27,7 +27,9 @@ def read_conll(path: Path) -> Dataset:
     for place, line in read_lines(path):
         if not line.strip() or line.startswith(DOCUMENT_START):
             if words[-1]:
-                words, tags, places = [*words, []], [*tags, []], [*places, ""]
+                words.append([])
+                tags.append([])
+                places.append("")
             continue
         fields = line.split("\t") if "\t" in line else line.split(" ")
         if len(fields) < 2 or not fields[0].strip() or not fields[-1].strip():

@@ -36,7 +36,7 @@ class Row:
         if column not in self.fields:
             raise ValueError(
                 f"{self.place}: column {column!r} is missing; there are {', '.join(map(repr, self.fields))}: "
-                "name the right one with --text-columns, --choice-columns or --label-column"
+                "add it, or name the right one of your own data with --text-columns, --choice-columns, --label-column"
             )
         return self.fields[column]
 

@@ -4,7 +4,7 @@ SQuAD 1.1 and 2.0 and what is written like them (TyDi QA's gold passages, XQuAD,
 {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text", "answer_start"}]}]}]}]}.
 ReCoRD, a line a passage: {"passage": {"text", "entities": [{"start", "end"}]}, "qas": [{"idx", "query", "answers"}]};
 an entity's end is its last character, and an answer is one of the entities (arXiv 1810.12885).
-Used by: read_task.py. Tested by tests/finetune/test_read_squad.py.
+Used by: read_task.py. Tested by tests/finetune/test_spans.py.
 Not here: encoding (spans.py), scores (answer_scores.py).
 """
 

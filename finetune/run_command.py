@@ -1,7 +1,7 @@
 """The fine-tuning command: `python -m disentangled.finetune --task NAME --model HF_DIR --data DIR --output DIR`.
 
 Exit codes: 0 done; 2 something to mend, in one line; 130 Ctrl-C: the same command goes on from the last checkpoint.
-Used by: users, by __main__.py. Tested by tests/finetune/test_command.py, test_bad_input.py.
+Used by: users, by __main__.py. Tested by tests/finetune/test_bad_input.py, test_deepspeed_launch.py.
 Not here: arguments (arguments.py), runs (run_task.py).
 """
 

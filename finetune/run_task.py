@@ -13,6 +13,7 @@ import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -48,7 +49,6 @@ class Results:
     Attributes:
         selection: the metric that chose the epoch; `selected` is its value on the first development set.
         metrics: by set and name, as fractions; of a task with several languages also the set `average`.
-        train_loss: its mean over the run; None where nothing was left to train.
         record: all of results.json.
     """
 
@@ -90,7 +90,7 @@ def finetune(options: FinetuneOptions) -> Results:
         "metrics": metrics,
         "train_examples": len(data.train),
         "examples": {name: len(examples) for name, examples in (data.validation | data.test).items()},
-        "best_step": trainer.state.best_global_step,
+        "best_step": find_best_step(trainer),
         "train_seconds": round(seconds, 1),
         "options": options.as_record(),
         "versions": {"disentangled": __version__, "python": platform.python_version()}
@@ -99,7 +99,8 @@ def finetune(options: FinetuneOptions) -> Results:
     if options.save_model:
         trainer.save_model(str(options.output))
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(options.output)
+        if options.save_model:
+            tokenizer.save_pretrained(options.output)
         write_json(options.output / RESULTS, record)
         remove_checkpoints(options.output)
     return _from_record(record)
@@ -169,6 +170,13 @@ def evaluate_sets(
                 metric: sum(metrics[name][metric] for name in sets) / len(sets) for metric in data.task.metrics
             }
     return metrics
+
+
+def find_best_step(trainer: TaskTrainer) -> int:
+    """The update whose model was kept."""
+    best = trainer.state.best_model_checkpoint
+    assert best is not None  # every run is evaluated and saved at its end
+    return int(Path(best).name.rpartition("-")[2])
 
 
 def count_updates(options: FinetuneOptions, num_rows: int) -> int:

@@ -2,7 +2,7 @@
 
 The head is the architecture's own for sequences, on the first token's last hidden state; a number is learnt by the mean
 squared error (section 4.1.1 of arXiv 2111.09543 has classification and regression alike).
-Used by: run_task.py. Tested by tests/finetune/test_sequences.py.
+Used by: run_task.py. Tested by tests/finetune/test_metrics.py, test_overfit.py.
 Not here: reading (read_sequences.py), training (run_task.py).
 """
 

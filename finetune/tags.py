@@ -132,8 +132,8 @@ def find_first_pieces(words: list[str], spans: list[tuple[int, int]], is_special
     """
     found: dict[int, int] = {}
     ends, end = [], -1
-    for word in words:
-        end += 1 + len(word)
+    for text in words:
+        end += 1 + len(text)
         ends.append(end)
     word = 0
     for position, (left, right) in enumerate(spans):

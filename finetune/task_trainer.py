@@ -1,13 +1,13 @@
 """transformers' Trainer, with what a task needs beside it: learning rates by layer, an adversarial loss, short lines.
 
-Used by: run_task.py. Tested by tests/finetune/test_overfit.py, test_sift.py, test_optimizer_groups.py.
+Used by: run_task.py. Tested by tests/finetune/test_task_trainer.py, test_overfit.py.
 Not here: the groups (optimizer_groups.py), the perturbation (sift.py), what a run is (run_task.py).
 """
 
 from typing import Any
 
 from torch import nn, optim
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from disentangled.finetune.command_line import say
 from disentangled.finetune.optimizer_groups import layer_groups
@@ -18,30 +18,36 @@ from disentangled.finetune.sift import Perturbation, adversarial_divergence
 class TaskTrainer(Trainer):
     """A Trainer whose learning rate may fall with the layer, and whose loss may have an adversarial term."""
 
-    def __init__(self, options: FinetuneOptions, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.options = options
+    def __init__(self, options: FinetuneOptions, model: PreTrainedModel, **settings: Any) -> None:
+        super().__init__(model=model, **settings)
+        self.options, self.task_model = options, model
         # losses are means over a micro-batch: an update's is the mean over its micro-batches, for every head alike
         self.model_accepts_loss_kwargs = False
-        self.perturbation = Perturbation().attach(self.model) if options.sift_weight else None
+        self.perturbation = Perturbation().attach(model) if options.sift_weight else None
 
     def create_optimizer(self, *arguments: Any, **settings: Any) -> optim.Optimizer:
         """Trainer's own optimizer, on groups by layer where a decay is asked for."""
         if self.optimizer is None and self.options.layer_decay < 1:
-            kind, parameters = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            decayed = set(self.get_decay_parameter_names(self.model))
+            kind, parameters = self.get_optimizer_cls_and_kwargs(self.args, self.task_model)
+            decayed = set(self.get_decay_parameter_names(self.task_model))
             groups = layer_groups(
-                self.model, self.args.learning_rate, self.options.layer_decay, self.args.weight_decay, decayed
+                self.task_model, self.args.learning_rate, self.options.layer_decay, self.args.weight_decay, decayed
             )
             self.optimizer = kind(groups, **parameters)
         created: optim.Optimizer = super().create_optimizer(*arguments, **settings)
         return created
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **more: Any) -> Any:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """The task's loss, in training with the adversarial term."""
         if self.perturbation is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, **more)
-        loss, clean = super().compute_loss(model, inputs, True, **more)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, clean = super().compute_loss(model, inputs, True, num_items_in_batch)
         found = adversarial_divergence(
             model, inputs, clean, self.perturbation, step=self.options.sift_step, init=self.options.sift_init
         )

@@ -12,10 +12,10 @@ WORDS = sorted({word for document in make_documents(60) for word in document.spl
 
 
 def write_texts(path: Path, count: int, seed: int) -> Path:
-    """Texts of eight words, with "yes" or "no" drawn at random; both are as many."""
+    """Texts of four words, with "yes" or "no" drawn at random; both are as many."""
     draw = random.Random(seed)
     labels = draw.sample(["yes", "no"] * (count // 2), count)
-    return write_rows(path, [{"text": " ".join(draw.choices(WORDS, k=8)), "label": label} for label in labels])
+    return write_rows(path, [{"text": " ".join(draw.sample(WORDS, k=4)), "label": label} for label in labels])
 
 
 def write_choices(path: Path, count: int, seed: int) -> Path:
@@ -29,25 +29,25 @@ def write_choices(path: Path, count: int, seed: int) -> Path:
 
 
 def write_sentences(path: Path, count: int, seed: int) -> Path:
-    """Sentences of six words; two neighbouring ones, drawn at random, are an entity."""
+    """Sentences of four words; two neighbouring ones, drawn at random, are an entity."""
     draw = random.Random(seed)
     lines = []
     for _ in range(count):
-        tags = ["O"] * 6
-        start = draw.randrange(5)
+        tags = ["O"] * 4
+        start = draw.randrange(3)
         tags[start : start + 2] = ["B-LOC", "I-LOC"]
-        lines += [f"{word}\t{tag}\n" for word, tag in zip(draw.choices(WORDS, k=6), tags, strict=True)] + ["\n"]
+        lines += [f"{word}\t{tag}\n" for word, tag in zip(draw.sample(WORDS, k=4), tags, strict=True)] + ["\n"]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def write_questions(path: Path, count: int, seed: int) -> Path:
-    """Texts of twelve words with a question of two; the answer is one of the words, drawn at random."""
+    """Texts of eight words with a question of two; the answer is one of the words, drawn at random."""
     draw = random.Random(seed)
     paragraphs = []
     for number in range(count):
-        words = draw.sample(WORDS, k=12)
-        chosen = draw.randrange(12)
+        words = draw.sample(WORDS, k=8)
+        chosen = draw.randrange(8)
         answer = {"text": words[chosen], "answer_start": sum(len(word) + 1 for word in words[:chosen])}
         question = {"id": f"{number}", "question": " ".join(draw.choices(WORDS, k=2)), "answers": [answer]}
         paragraphs.append({"context": " ".join(words), "qas": [question]})
@@ -68,8 +68,8 @@ def tiny_options(task: str, model: Path, output: Path, **changes: Any) -> Finetu
         "batch_size": 16,
         "warmup_steps": 4,
         "task_dropout": 0.0,
-        "max_steps": 120,
-        "evaluate_every_steps": 120,
+        "max_steps": 100,
+        "evaluate_every_steps": 100,
         "save_model": False,
     }
     return FinetuneOptions(task=task, model=str(model), output=output, **settings | changes)
