@@ -34,6 +34,8 @@ class Program:
 
 
 PROGRAMS = (
+    Program("dropout", "dropout.jsonl", ("--output", "{output}")),
+    Program("scaling", "scaling.jsonl", ("--output", "{output}")),
     Program("step", "step.jsonl", ("--output", "{output}", "--minutes", "{minutes}")),
     Program("embedding", "embedding.jsonl", ("--output", "{output}")),
     Program("masked_lm", "masked_lm.jsonl", ("--output", "{output}")),

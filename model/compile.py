@@ -7,9 +7,11 @@ it reads lengths on the host. Rounding differs from the eager code's.
 Used by: trainer/engine.py. Tested by tests/model/test_compile.py.
 """
 
+import torch
 from torch import nn
 
 from disentangled.kernels import keep_mask_op  # noqa: F401, defines the operator
+from disentangled.kernels.hidden_dropout.op import choose_implementation, load_kernel
 from disentangled.model.layer import Intermediate, ResidualOutput
 
 # Of one code: two models, two widths, all tokens or masked ones, layers 0, 1 and others, with gradients and without.
@@ -21,6 +23,8 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """Compile every layer of `model` when it is first called."""
     from torch import _dynamo  # importing it takes seconds: only where it is wanted
 
+    if choose_implementation(None, next(model.parameters()).device, torch.float32) == "triton":
+        load_kernel()
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MAX_VARIANTS)
     for module in model.modules():
         if isinstance(module, Intermediate | ResidualOutput):

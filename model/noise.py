@@ -13,8 +13,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from disentangled.kernels.counter_rng import Stream, dropout
+from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.disentangled_attention import AttentionDropout
+from disentangled.kernels.hidden_dropout import dropout
 from disentangled.model.layout import TokenLayout
 
 
