@@ -2,7 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/installed
-# Test processes at a time; files stay whole, as their tests share what they set up.
+# Test processes at a time; files stay whole, as their tests share what they set up, and in order: by themselves they would
+# be taken by number of tests, and the few long ones of tests/integration, last, keep one process busy alone.
 JOBS ?= 2
 # No compiler is needed to install DeepSpeed: its ops are built, if ever, where they are first used.
 export DS_BUILD_OPS ?= 0
@@ -19,7 +20,7 @@ demo: install ## text to trained encoder in minutes, on the standard library's E
 	@$(RUN) -m disentangled.trainer.demo $(if $(TEXT),--text "$(TEXT)")
 
 test: install ## all tests but the slow ones, two at a time (JOBS=8; PYTEST_ARGS="tests/model -x" passes options on)
-	@$(RUN) -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@$(RUN) -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: install ## the slow tests
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
