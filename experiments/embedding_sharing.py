@@ -13,6 +13,7 @@ Not here: runs (sharing_runs.py), table and picture (sharing_page.py).
 """
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -87,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print_error(error)
         return 1
+    except KeyboardInterrupt:
+        say("stopped: the same command goes on")
+        return EXIT_SAVED
     except (ValueError, OSError) as error:
         print_error(error)
         return EXIT_USER_ERROR
@@ -97,4 +101,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a Ctrl-C: the run under way saves
     sys.exit(main())
