@@ -7,6 +7,7 @@ Used by: experiments/embedding_sharing.py. Tested by tests/experiments/test_embe
 Not here: fine-tuning, tables and pictures.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -111,7 +112,7 @@ def train(run: Run, plan: Plan, deadline: float) -> bool:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         child.terminate()
         code = child.wait()
-    if code not in (0, EXIT_SAVED):
+    if code not in (0, EXIT_SAVED, -signal.SIGTERM):  # the last: it was told to stop before it could listen
         raise RunFailed(f"{run.folder.name} ended with exit code {code}")
     return code == 0
 
