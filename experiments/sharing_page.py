@@ -28,8 +28,8 @@ NAMES = {
     "validation_mlm_loss": "MLM loss, held out, nats",
     "validation_rtd_auc": "RTD AUC, held out",
     "E_G_cosine": "cosine within E_G",
-    "E_D_cosine": "within E_D",
-    "E_Delta_cosine": "within E_Delta",
+    "E_D_cosine": "cosine within E_D",
+    "E_Delta_cosine": "cosine within E_Delta",
     "cosine": "cosine of the two gradients over E",
     "rtd_to_mlm_norm": "their norms, RTD / MLM",
 }
