@@ -2,7 +2,7 @@
 
 `B-X` begins an entity of kind X; `I-X` goes on with one of the same kind, and begins one where there is none (so IOB1,
 as CoNLL-2003's own files have it, reads as IOB2 does); `O` is outside. An entity is right if kind and both ends are.
-Used by: tags.py. Tested by tests/finetune/test_entity_scores.py, against seqeval.
+Used by: tags.py. Tested by tests/finetune/test_entity_scores.py, against stored results of seqeval.
 Not here: other schemes (IOBES), tags to words (tags.py).
 """
 

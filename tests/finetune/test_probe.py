@@ -10,6 +10,7 @@ from disentangled.finetune import probe as probes
 from disentangled.finetune.probe import Probe, main
 from tests.finetune.tiny_pretrained import write_pretrained
 
+RATES = (1e-3, 1e-9)  # nothing is learnt at the second
 SENTENCES = [(f"{word} {number}", label) for number in range(12) for word, label in (("good", 1), ("bad", 0))]
 
 
@@ -26,7 +27,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(probes.SUITES, "quick", (Probe("sst2", None, 2, 16, learning_rate=1e-3, batch_size=8),))
+    monkeypatch.setitem(probes.SUITES, "quick", (Probe("sst2", None, 2, 16, RATES, batch_size=8),))
 
 
 def call(data: Path, output: Path, *arguments: str) -> int:
@@ -55,13 +56,23 @@ def test_every_model_is_a_row_and_what_is_done_is_not_done_again(
         assert isinstance(values, list) and len(values) == 2
         assert row["mean"] == pytest.approx(sum(values) / 2)
     scratch, trained = (
-        json.loads((output / label / "sst2" / "seed_1" / "results.json").read_text())["options"]
+        json.loads((output / label / "sst2" / "rate_0.001" / "seed_1" / "results.json").read_text())["options"]
         for label in ("from_scratch", "small")
     )
     assert scratch["from_scratch"] and not trained["from_scratch"]
     assert {**scratch, "from_scratch": False, "output": trained["output"]} == trained
 
-    done = output / "small" / "sst2" / "seed_1" / "results.json"
+    of_rates = {
+        rate: [
+            json.loads((output / "small" / "sst2" / f"rate_{rate:g}" / f"seed_{seed}" / "results.json").read_text())
+            for seed in (1, 2)
+        ]
+        for rate in RATES
+    }
+    means = {rate: sum(result["selected"] for result in results) / 2 for rate, results in of_rates.items()}
+    assert rows[1]["mean"] == max(means.values()) and means[rows[1]["learning_rate"]] == max(means.values())  # type: ignore[index]
+
+    done = output / "small" / "sst2" / "rate_0.001" / "seed_1" / "results.json"
     before = done.stat().st_mtime_ns
     other = write_pretrained(tmp_path / "other")
     assert call(data, output, "--model", str(model), str(other), "--seeds", "2") == 0
