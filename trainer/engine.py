@@ -30,7 +30,7 @@ from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.update_guard import UpdateGuard
 
-NORM_RUN = 1024
+NORM_RUN = 1024  # values: so few that their fp32 sum loses less than the values themselves have
 
 
 class ModelEngine:
