@@ -88,9 +88,10 @@ def build_corpus(options: BuildOptions, pool: TaskPool, progress: Progress) -> M
         [(source.name, group) for source, group in zip(sources, files, strict=True)], options.range_bytes
     )
     inputs = tuple(_describe_input(file) for group in files for file in group)
-    plan = _describe_plan(options, sources, files, inputs)
+    given = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    plan = _describe_plan(options, sources, files, inputs, given)
     with BuildFolder(options.output, plan) as folder:
-        prepared, tokenizer = prepare_text(pool, units, sources, options, folder.path, progress)
+        prepared, tokenizer = prepare_text(pool, units, sources, options, given, folder.path, progress)
         identity = _identify(options, sources, tokenizer)
         encoded = _encode_units(pool, units, options, prepared, tokenizer, identity, folder.path, progress)
         try:
@@ -232,6 +233,7 @@ def _describe_plan(
     sources: Sequence[Source],
     files: Sequence[Sequence[TextFile]],
     inputs: Sequence[InputRecord],
+    tokenizer: Tokenizer | None,
 ) -> dict[str, Any]:
     """Return what must be the same for a build to go on: all that decides its bytes."""
     flat = [file for group in files for file in group]
@@ -244,7 +246,7 @@ def _describe_plan(
         "files": [[file.name for file in group] for group in files],
         **{name: value for name, value in dataclasses.asdict(options).items() if name not in _NOT_IN_PLAN},
         "cleaning": options.cleaning.describe(),
-        "tokenizer": load_tokenizer(options.tokenizer).sha256 if options.tokenizer else "trained",
+        "tokenizer": tokenizer.sha256 if tokenizer else "trained",
         "sentencepiece": spm.__version__,
         "schema_version": SCHEMA_VERSION,
     }

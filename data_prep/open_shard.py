@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from disentangled.data_prep.arrow_numpy import to_numpy
 from disentangled.data_prep.dataset_records import SCHEMA_VERSION, ShardRecord
 from disentangled.data_prep.hash_file import HashAlgorithm, hash_file
 from disentangled.data_prep.token_storage import COLUMNS, ShardTokens, arrow_schema
@@ -112,14 +113,14 @@ def _map_shard(path: Path, record: ShardRecord, report: Report) -> OpenShard | N
         _examine_metadata(path, record, metadata, report)
         batch = reader.get_batch(0)
     columns = [batch.column(name) for name in COLUMNS[record.token_storage]]
-    offsets = [column.offsets.to_numpy(zero_copy_only=True) for column in columns]
+    offsets = [to_numpy(column.offsets) for column in columns]
     if any(not np.array_equal(offsets[0], other) for other in offsets[1:]):
         report(f"{path}: the columns of its ids have different offsets: restore or rebuild it")
     return OpenShard(
         record=record,
-        tokens=ShardTokens([column.values.to_numpy(zero_copy_only=True) for column in columns]),
+        tokens=ShardTokens([to_numpy(column.values) for column in columns]),
         offsets=offsets[0].astype(np.int64),
-        start_bytes=batch.column("doc").to_numpy(zero_copy_only=True),
+        start_bytes=to_numpy(batch.column("doc")),
         metadata=metadata,
     )
 

@@ -34,16 +34,17 @@ def prepare_text(
     units: Sequence[Unit],
     sources: Sequence[Source],
     options: BuildOptions,
+    tokenizer: Tokenizer | None,
     directory: Path,
     progress: Progress,
 ) -> tuple[PreparedText, Tokenizer]:
-    """Scan the units as far as the options ask for it; leave the tokenizer in directory and return both."""
+    """Scan the units as far as the options ask for it; leave the tokenizer, which is trained where none is given, in
+    directory, and return both."""
     names = [source.name for source in sources]
     if (directory / PREPARED_NAME).exists():
         return load_prepared(directory / PREPARED_NAME, names), load_tokenizer(directory / TOKENIZER_NAME)
     base = validation_threshold(options.validation_fraction)
     prepared = without_copies(dict.fromkeys(names, base))
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if tokenizer is None or options.validation_floor or options.cleaning.finds_copies:
         scans = _scan(pool, units, sources, options, directory, base, progress)
         prepared = scans.conclude(base)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from disentangled.data_prep.arrow_numpy import to_arrow
 from disentangled.data_prep.hash_file import hash_file
 from disentangled.data_prep.shard_schema import (
     DatasetIdentity,
@@ -169,10 +170,10 @@ class ShardWriter:
         """Return the rows as Arrow arrays over the buffers that already hold them."""
         offsets = np.zeros(len(self._lengths) + 1, dtype=np.int32)
         np.cumsum(np.frombuffer(self._lengths, dtype=np.int64), out=offsets[1:])
-        shared = pa.array(offsets)
+        shared = to_arrow(offsets)
         kinds = [field.type for field in schema][: len(planes)]
-        rows = [pa.ListArray.from_arrays(shared, pa.array(p), type=k) for p, k in zip(planes, kinds, strict=True)]
-        start_bytes = pa.array(np.frombuffer(self._start_bytes, dtype=np.uint64))
+        rows = [pa.ListArray.from_arrays(shared, to_arrow(p), type=k) for p, k in zip(planes, kinds, strict=True)]
+        start_bytes = to_arrow(np.frombuffer(self._start_bytes, dtype=np.uint64))
         return pa.record_batch([*rows, start_bytes], schema=schema)
 
     def _describe_shard(self, part: int) -> dict[str, str]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from disentangled.trainer.activation_trace import trace_activations
-from disentangled.trainer.ds_config import precision_of, zero_stage_of
-from disentangled.trainer.network_plan import LIVE_PARAMETERS, Sizes, count_parameters
+from disentangled.trainer.ds_config import precision_of, reduced_dtype_of, zero_stage_of
+from disentangled.trainer.network_plan import DTYPE_BYTES, LIVE_PARAMETERS, Sizes, count_parameters
 from disentangled.trainer.run_config import RunConfig, accumulation_steps
 
 FP32_BYTES, ID_BYTES = 4, 8
@@ -92,27 +92,15 @@ def _plan_turn(
 ) -> MemoryPlan:
     stage, precision = zero_stage_of(ds_config), precision_of(ds_config)
     zero = ds_config.get("zero_optimization", {})
-    weight = 2 if precision in ("bf16", "fp16") else FP32_BYTES
-    accumulated = 2 if ds_config.get("data_types", {}).get("grad_accum_dtype") in ("bf16", "fp16") else FP32_BYTES
+    weight = DTYPE_BYTES[precision]
     own = sum(getattr(sizes, name))
     both = sum(sizes.generator) + sum(sizes.discriminator)
     share = -(-both // num_ranks) if stage else both
     # fp32 weights beside those that compute: ZeRO keeps them in fp32 too
     states = (3 if stage or weight == 2 else 2) * FP32_BYTES * share
-    bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
-    if stage == 3:
-        parameters = weight * share
-        gathered = weight * min(own, int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS)))
-        gradients, buckets = accumulated * share, 2 * bucket * weight  # each engine has its bucket from the start
-    else:
-        parameters, gathered = weight * both, 0
-        gradients = weight * own if stage < 2 else 0
-        if stage == 2:
-            # a micro-batch's share is added to that of those before it
-            gradients = accumulated * -(-own // num_ranks) * min(2, accumulation)
-        elif weight == 2:
-            gradients += accumulated * -(-own // num_ranks)
-        buckets = bucket * weight * (2 if zero.get("overlap_comm") else 1) if stage else 0
+    parameters = weight * (share if stage == 3 else both)
+    gathered = weight * min(own, int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))) if stage == 3 else 0
+    gradients, buckets = _plan_gradients(own, both, ds_config, num_ranks, accumulation)
     host = 0
     if zero.get("offload_optimizer", {}).get("device", "none") != "none":
         host, states = states + gradients, 0
@@ -129,6 +117,39 @@ def _plan_turn(
         parameters=parameters + gathered, gradients=gradients, optimizer=states, activations=traced - vocabulary,
         vocabulary=vocabulary, buckets=buckets, shared_rows=shared_rows, host=host,
     )  # fmt: skip
+
+
+def _plan_gradients(
+    own: int, both: int, ds_config: dict[str, Any], num_ranks: int, accumulation: int
+) -> tuple[int, int]:
+    """Bytes of gradients that are kept and of the buffers through which they go, while a pass goes backward.
+
+    Buffers that are made and freed after it, when its activations are gone (stages 0 and 1 reduce there), are not in
+    them: activations are larger.
+
+    Args:
+        own: elements of the model whose turn it is.
+        both: of both models.
+    """
+    stage, weight = zero_stage_of(ds_config), DTYPE_BYTES[precision_of(ds_config)]
+    zero = ds_config.get("zero_optimization", {})
+    accumulated = DTYPE_BYTES[ds_config.get("data_types", {}).get("grad_accum_dtype") or "fp32"]
+    reduced = DTYPE_BYTES[reduced_dtype_of(ds_config)]
+    bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
+    share, own_share = -(-both // num_ranks), -(-own // num_ranks)
+    if stage == 0:
+        return weight * own, 0
+    if stage == 1:
+        offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        if precision_of(ds_config) == "bf16" and accumulated == FP32_BYTES and not offloaded:
+            return accumulated * both, 0  # BF16_Optimizer: all of both engines from the start, and no bucket
+        return accumulated * own, bucket * accumulated
+    if stage == 2:
+        # the first micro-batch's share is taken as it comes, later ones are added to it
+        filled = min(bucket, own) * reduced if reduced != weight else 0  # a bucket's copy, to send it
+        buffers = bucket * weight * (2 if zero.get("overlap_comm") else 1)
+        return accumulated * own_share * min(2, accumulation), buffers + filled
+    return accumulated * share, 2 * bucket * reduced  # each engine has its bucket from the start
 
 
 def describe_memory(plan: MemoryPlan) -> list[str]:

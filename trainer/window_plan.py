@@ -22,6 +22,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from disentangled.data_prep.arrow_numpy import to_arrow, to_numpy
 from disentangled.data_prep.shard_schema import ShardRecord
 from disentangled.data_prep.whole_file import create_file
 from disentangled.trainer.dataset import Dataset
@@ -111,8 +112,8 @@ def _pack_shard(dataset: Dataset, key: PlanKey, record: ShardRecord) -> PackedWi
 
 def write_plan(path: Path, plan: WindowPlan, key: PlanKey) -> None:
     """Write a plan, whole or not at all; equal plans give equal bytes."""
-    pieces = pa.StructArray.from_arrays([pa.array(plan.start), pa.array(plan.length)], names=["start", "length"])
-    rows = pa.LargeListArray.from_arrays(pa.array(plan.first_piece), pieces)
+    pieces = pa.StructArray.from_arrays([to_arrow(plan.start), to_arrow(plan.length)], names=["start", "length"])
+    rows = pa.LargeListArray.from_arrays(to_arrow(plan.first_piece), pieces)
     metadata = {
         "key": json.dumps(asdict(key), sort_keys=True),
         "shard_windows": json.dumps(plan.shard_windows.tolist()),
@@ -134,9 +135,9 @@ def read_plan(path: Path, key: PlanKey) -> WindowPlan | None:
             return None
         plan = WindowPlan(
             shard_windows=np.array(json.loads(metadata["shard_windows"]), dtype=np.int64),
-            first_piece=rows.offsets.to_numpy(),
-            start=rows.values.field("start").to_numpy(),
-            length=rows.values.field("length").to_numpy(),
+            first_piece=to_numpy(rows.offsets),
+            start=to_numpy(rows.values.field("start")),
+            length=to_numpy(rows.values.field("length")),
         )
         return plan if _checksum(plan) == metadata["xxh3_128"] else None
     except (OSError, pa.ArrowException, KeyError, ValueError):

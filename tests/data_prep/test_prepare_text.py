@@ -44,11 +44,12 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: Path) -
         ]
         files = find_grouped_files([source.inputs for source in sources])
         units = plan_units(list(zip(names, files, strict=True)), 2000)
-        (tmp_path / "out" / "unfinished").mkdir(parents=True)
+        folder = tmp_path / "out"
+        (folder / "unfinished").mkdir(parents=True)
         given = BuildOptions(output="out", inputs=("x",), vocab_size=400, **{"validation_fraction": 0.1, **options})
-        prepared, _ = prepare_text(SerialPool(), units, sources, given, tmp_path / "out", Progress(disable=True))
+        prepared, _ = prepare_text(SerialPool(), units, sources, given, None, folder, Progress(disable=True))
         monkeypatch.setattr(module, "train_model_in_child", None)
-        again, _ = prepare_text(SerialPool(), units, sources, given, tmp_path / "out", Progress(disable=True))
+        again, _ = prepare_text(SerialPool(), units, sources, given, None, folder, Progress(disable=True))
         assert (again.thresholds, again.copies.tolist()) == (prepared.thresholds, prepared.copies.tolist())
         return units, prepared, lines
 

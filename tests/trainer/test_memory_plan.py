@@ -10,6 +10,7 @@ import torch
 
 from disentangled.trainer.activation_trace import trace_activations
 from disentangled.trainer.allocated_bytes import AllocatedBytes
+from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.memory_plan import describe_memory, plan_memory
 from disentangled.trainer.run_config import load_run_config
 from tests.trainer.test_network_plan import trace_ranks
@@ -33,6 +34,22 @@ def engine_of(stage: int, **others: Any) -> dict[str, Any]:
 def test_plan_is_near_the_tensors_of_a_run(stage: int, num_ranks: int, shards: Path, tmp_path: Path) -> None:
     traced = trace_ranks(num_ranks, shards, tmp_path, engine_of(stage), *OVERRIDES)["peak"]
     planned = plan_memory(load_run_config("tiny", OVERRIDES), engine_of(stage), num_ranks, CPU)
+    assert planned.total == pytest.approx(traced, rel=SLACK), planned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket_elements", [100_000, None])
+@pytest.mark.parametrize("engine", ["zero0_autocast", "zero1_bf16", "zero2_bf16", "zero3_bf16"])
+def test_plan_is_near_the_tensors_of_16_bits(
+    engine: str, bucket_elements: int | None, shards: Path, tmp_path: Path
+) -> None:
+    # buckets as shipped are most of so small a run, small ones next to nothing of it
+    ds_config = load_ds_config(engine)
+    if bucket_elements:
+        buckets = {name: bucket_elements for name in SMALL_BUCKETS}
+        ds_config["zero_optimization"] = ds_config["zero_optimization"] | buckets
+    traced = trace_ranks(2, shards, tmp_path, ds_config, *OVERRIDES)["peak"]
+    planned = plan_memory(load_run_config("tiny", OVERRIDES), ds_config, 2, CPU)
     assert planned.total == pytest.approx(traced, rel=SLACK), planned
 
 
