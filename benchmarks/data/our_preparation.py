@@ -72,7 +72,9 @@ def launcher(num_workers: int) -> list[str]:
         return []
     if not MPIRUN.exists():
         raise ModuleNotFoundError(f"no mpirun beside {sys.executable}")
-    return [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "-n", str(num_workers + 1)]
+    # on one machine; Open MPI looks for networks for a second otherwise
+    one_machine = ["--mca", "btl", "self,sm"]
+    return [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", *one_machine, "-n", str(num_workers + 1)]
 
 
 def rank() -> int:
