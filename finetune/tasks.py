@@ -25,7 +25,7 @@ class Task:
 
     Attributes:
         train: names of the training file, relative to the data folder.
-        validation, test: names of the development and test sets' files, by the name of the set.
+        validation: names of the development sets' files, by the name of the set; test sets are always named.
         positions: column names of a file without a header line; None where the first line has them.
         labels: all labels in the model's order; empty: those of the training data, sorted. Regression has none.
         label_aliases: other spellings found in releases.
@@ -38,7 +38,6 @@ class Task:
     reader: Reader = "rows"
     train: Alternatives = ()
     validation: dict[str, Alternatives] = field(default_factory=dict)
-    test: dict[str, Alternatives] = field(default_factory=dict)
     positions: tuple[str, ...] | None = None
     text_columns: tuple[str, ...] = ()
     choice_columns: tuple[str, ...] = ()
@@ -114,7 +113,6 @@ TASKS = (
         "sequence",
         train=("train-{language}.tsv", "xnli.train.{language}.tsv", "multinli/multinli.train.{language}.tsv"),
         validation=by_language("dev-{language}.tsv", "xnli.dev.{language}.tsv"),
-        test=by_language("test-{language}.tsv", "xnli.test.{language}.tsv"),
         positions=("premise", "hypothesis", "label"),
         text_columns=("premise", "hypothesis"),
         labels=NLI_LABELS,
@@ -165,7 +163,6 @@ TASKS = (
         "conll",
         train=("train.txt", "eng.train"),
         validation={"validation": ("valid.txt", "dev.txt", "eng.testa")},
-        test={"test": ("test.txt", "eng.testb")},
         metrics=("f1", "precision", "recall"),
     ),
     Task(
@@ -174,7 +171,6 @@ TASKS = (
         "conll",
         train=("train-{language}.tsv",),
         validation=by_language("dev-{language}.tsv"),
-        test=by_language("test-{language}.tsv"),
         metrics=("f1", "precision", "recall"),
     ),
     Task(
@@ -183,7 +179,6 @@ TASKS = (
         "race",
         train=("RACE/train", "train"),
         validation={"validation": ("RACE/dev", "dev")},
-        test={"test": ("RACE/test", "test")},
         max_length_tokens=512,
     ),
     Task(

@@ -3,6 +3,7 @@
 Not here: training on them.
 """
 
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_every_language_of_xnli_has_2490_balanced_pairs() -> None:
     assert len(sets) == 15 and next(iter(sets)) == "en"
     for path in sets.values():
         assert Counter(read_split(path, task)["label"]) == dict.fromkeys(task.labels, 830)
+
+
+def test_tests_of_xnli_are_read_once_their_labels_are_beside_them(tmp_path: Path) -> None:
+    task, folder = find_task("xnli"), DATA / "xnli"
+    with pytest.raises(ValueError, match="column 'label' is missing"):
+        read_split(folder / "xnli.test.de.tsv", task)
+    with (tmp_path / "de.tsv").open("wb") as both:
+        subprocess.run(["paste", folder / "xnli.test.de.tsv", folder / "xnli.test.labels"], stdout=both, check=True)
+    assert Counter(read_split(tmp_path / "de.tsv", task)["label"]) == dict.fromkeys(task.labels, 1670)
 
 
 def test_tags_of_wikiann_are_iob2_of_three_kinds() -> None:
