@@ -10,13 +10,14 @@ Not here: weights, gradients that stay from one micro-batch to the next (trainer
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.masked_lm_loss.eager import rows_at_once
@@ -29,22 +30,52 @@ from disentangled.trainer.run_config import RunConfig
 
 MASKED_OF_SHORTER_PASS = 256  # enough to fill all other buffers of bounded size
 LAYERS = 2, 3  # of the shorter passes: the first and the last layer of the generator are not like those between
-PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
-PRODUCTS_IN_PLACE = {torch.ops.aten.addmm_.default, torch.ops.aten.addmm.out}
+SMALL_ELEMENTS = 1 << 16
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class WithoutProducts(TorchDispatchMode):
-    """Inside, matrix products are zeros of the right shape: as much memory, hardly any time."""
+class WithoutArithmetic(TorchDispatchMode):
+    """Inside, large tensors are memory of the right form that nothing is written to.
+
+    A pass then takes as long as its calls do, whatever its sizes, and none of the machine's memory, as pages that
+    nothing touches take none. Small tensors are computed: shapes hang on some of them.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, or make what it would give."""
-        if func in PRODUCTS_IN_PLACE:
-            return (kwargs or {}).get("out", args[0]).zero_()
-        if func not in PRODUCTS:
-            return func(*args, **(kwargs or {}))
-        shape = func(*tree_map_only(Tensor, lambda value: value.to("meta"), args), **(kwargs or {})).shape
-        return args[-1].new_zeros(shape)
+        kwargs = kwargs or {}
+        returns = func._schema.returns
+        is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in returns)
+        if is_view or torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            return func(*args, **kwargs)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        meta_args, meta_kwargs = tree_map_only(Tensor, partial(_empty_like, device="meta"), (args, kwargs))
+        if "device" in kwargs:
+            meta_kwargs["device"] = torch.device("meta")
+        made = func(*meta_args, **meta_kwargs)
+        if all(leaf.numel() <= SMALL_ELEMENTS for leaf in [*given, *tree_leaves(made)] if isinstance(leaf, Tensor)):
+            return func(*args, **kwargs)
+        written = _written_arguments(func, args, kwargs)
+        if written:
+            return written[0] if len(returns) == 1 else tuple(written)
+        device = given[0].device if given else torch.device(kwargs.get("device") or "cpu")
+        return tree_map_only(Tensor, partial(_empty_like, device=device), made)
+
+
+def _empty_like(value: Tensor, device: torch.device | str) -> Tensor:
+    """Memory of the same form; what is small is zero, as it may be used as an index."""
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    return made.zero_() if value.numel() <= SMALL_ELEMENTS else made
+
+
+def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What the operation returns of its own arguments, in the order of its schema."""
+    places = enumerate(func._schema.arguments)
+    return [
+        args[place] if place < len(args) else kwargs[argument.name]
+        for place, argument in places
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
 
 def trace_activations(
@@ -95,7 +126,7 @@ def _trace_pass(
         batch = full_batch(rows, config.data.sequence_length, config.masking.probability).to(device)
         banned = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         allocated.mark()
-        with contextlib.nullcontext() if device.type == "cuda" else WithoutProducts():
+        with contextlib.nullcontext() if device.type == "cuda" else WithoutArithmetic():
             _run_pass(model, batch, banned, config, precision)
         return allocated.peak()
 
