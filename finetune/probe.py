@@ -26,6 +26,7 @@ from disentangled.finetune.run_task import finetune
 
 PROBE_FILE = "probe.jsonl"  # of a run's folder: trainer/run_folder.py has the same name
 SCRATCH = "from scratch"
+PROBE_RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # of small encoders; the paper's base model has 1.5e-5 to 3e-5
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,7 @@ class Probe:
     max_train_examples: int | None
     epochs: float
     max_length_tokens: int
-    learning_rates: tuple[float, ...] = (
-        1e-4,
-        3e-4,
-        1e-3,
-    )  # of small encoders; the paper's base model has 1.5e-5 to 3e-5
+    learning_rates: tuple[float, ...] = PROBE_RATES
     batch_size: int = 32
 
 

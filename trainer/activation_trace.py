@@ -1,7 +1,7 @@
 """What forward and backward of one micro-batch hold at most, traced on this machine's device.
 
 What: both models without DeepSpeed, on full rows of one document each, in the engine's precision. A pass of a large
-recipe would be slow on a CPU, so matrix products are not computed there, and a shorter pass is traced where it is
+recipe would be slow on a CPU, so large tensors are not computed there, and a shorter pass is traced where it is
 enough: what a pass holds is a constant, and a part that grows with rows, with layers, and with both, once every buffer
 of bounded size is full.
 Used by: trainer/memory_plan.py. Tested by tests/trainer/test_memory_plan.py.

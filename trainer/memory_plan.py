@@ -136,6 +136,7 @@ def _plan_gradients(
     accumulated = DTYPE_BYTES[ds_config.get("data_types", {}).get("grad_accum_dtype") or "fp32"]
     reduced = DTYPE_BYTES[reduced_dtype_of(ds_config)]
     bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
+    num_buckets = 2 if stage == 3 or zero.get("overlap_comm") else 1  # at stage 3 one of each engine, from the start
     share, own_share = -(-both // num_ranks), -(-own // num_ranks)
     if stage == 0:
         return weight * own, 0
@@ -143,13 +144,12 @@ def _plan_gradients(
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         if precision_of(ds_config) == "bf16" and accumulated == FP32_BYTES and not offloaded:
             return accumulated * both, 0  # BF16_Optimizer: all of both engines from the start, and no bucket
-        return accumulated * own, bucket * accumulated
+        return accumulated * own, num_buckets * bucket * accumulated
     if stage == 2:
         # the first micro-batch's share is taken as it comes, later ones are added to it
         filled = min(bucket, own) * reduced if reduced != weight else 0  # a bucket's copy, to send it
-        buffers = bucket * weight * (2 if zero.get("overlap_comm") else 1)
-        return accumulated * own_share * min(2, accumulation), buffers + filled
-    return accumulated * share, 2 * bucket * reduced  # each engine has its bucket from the start
+        return accumulated * own_share * min(2, accumulation), num_buckets * bucket * weight + filled
+    return accumulated * share, num_buckets * bucket * reduced
 
 
 def describe_memory(plan: MemoryPlan) -> list[str]:
