@@ -87,6 +87,15 @@ def probe(
     return rows
 
 
+def choose_probes(suite: str, tasks: Sequence[str] | None) -> list[Probe]:
+    """A suite's probes, of these tasks only; ValueError for one that is not in it."""
+    probes = {item.task: item for item in SUITES[suite]}
+    unknown = [task for task in tasks or () if task not in probes]
+    if unknown:
+        raise ValueError(f"--tasks: {unknown[0]!r} is not in suite {suite!r}: there are {', '.join(probes)}")
+    return [probes[task] for task in tasks or probes]
+
+
 def tune(subject: Subject, item: Probe, rate: float, data: Path, folder: Path, num_seeds: int) -> dict[str, Any]:
     """One task at one rate over all seeds."""
     values = []
@@ -177,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the folder with the tasks' files")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="kept: the same command goes on")
     parser.add_argument("--suite", choices=sorted(SUITES), default="quick", help="which tasks (%(default)s)")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="of the suite (all)")
     parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each task (%(default)s)")
     parser.add_argument("--scratch", action="store_true", help="also the first model with random weights")
     try:
@@ -190,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("nothing to probe: give --model DIR or --run DIR")
         if options.scratch:
             subjects.insert(0, Subject(SCRATCH, subjects[0].model, from_scratch=True))
-        rows = probe(subjects, SUITES[options.suite], options.data, options.output, options.seeds)
+        probes = choose_probes(options.suite, options.tasks)
+        rows = probe(subjects, probes, options.data, options.output, options.seeds)
         write_rows(options.output / PROBE_FILE, rows)
         if options.run is not None:
             write_rows(options.run / PROBE_FILE, rows_of_run(rows))

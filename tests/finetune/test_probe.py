@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from disentangled.finetune import probe as probes
-from disentangled.finetune.probe import Probe, main
+from disentangled.finetune.probe import Probe, choose_probes, main
 from tests.finetune.tiny_pretrained import write_pretrained
 
 RATES = (1e-3, 1e-9)  # nothing is learnt at the second
@@ -105,6 +105,11 @@ def test_checkpoints_of_a_run_are_exported_and_their_scores_lie_by_step(
     assert [row["step"] for row in rows] == [10, 20] and all(0 <= row["probe_sst2"] <= 1 for row in rows)  # type: ignore[operator]
 
 
+def test_tasks_narrow_a_suite() -> None:
+    assert [item.task for item in choose_probes("quick", None)] == ["sst2", "cola", "stsb"]
+    assert [item.task for item in choose_probes("quick", ["stsb", "sst2"])] == ["stsb", "sst2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -112,6 +117,7 @@ def test_checkpoints_of_a_run_are_exported_and_their_scores_lie_by_step(
         (["--run", "no/such"], "run no/such holds no checkpoint"),
         (["--model", "a/x", "b/x"], "two models are called 'x'"),
         (["--model", "x", "--seeds", "0"], "--seeds is 0"),
+        (["--model", "x", "--tasks", "sst2", "sst3"], "'sst3' is not in suite 'quick': there are sst2, cola, stsb"),
     ],
 )
 def test_mistakes_are_one_line(
