@@ -7,6 +7,8 @@ INSTALLED := .venv/installed
 JOBS ?= 2
 # No compiler is needed to install DeepSpeed: its ops are built, if ever, where they are first used.
 export DS_BUILD_OPS ?= 0
+# Empty is unset: bytecode is kept, or each of the many processes of a launch would compile torch again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint clean
