@@ -1,7 +1,8 @@
 """Imports run one way, through the one root: every .py file is parsed and each of its imports held against the rules
 below.
 
-    data_prep.{shard_schema, input_store, whole_file} <---+
+    data_prep.{shard_schema, input_store,        <---+
+      whole_file, arrow_numpy}                      |
     torch, triton <-- kernels <-- model <-- trainer --> deepspeed
                          ^----------^---- finetune --> transformers
 
@@ -49,6 +50,7 @@ RULES = {
             "disentangled.data_prep.shard_schema",
             "disentangled.data_prep.input_store",
             "disentangled.data_prep.whole_file",
+            "disentangled.data_prep.arrow_numpy",
         ),
         forbidden=OUTER,
     ),
