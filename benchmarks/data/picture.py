@@ -50,6 +50,7 @@ def draw_picture(rows: Sequence[Row], path: Path) -> bool:
         axis.invert_yaxis()
         axis.margins(x=0.12)
     axes[-1].set_xlabel("how many times as fast ours is")
-    figure.suptitle(f"{rows[0]['device']}, {rows[0]['date']}", fontsize=10)
+    dates = sorted({row["date"] for row in rows})
+    figure.suptitle(f"{rows[0]['device']}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}", fontsize=10)
     figure.savefig(path, dpi=150)
     return True
