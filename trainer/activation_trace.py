@@ -46,26 +46,30 @@ class WithoutArithmetic(TorchDispatchMode):
         kwargs = kwargs or {}
         returns = func._schema.returns
         is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in returns)
-        if is_view or torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        if is_view or torch.Tag.data_dependent_output in func.tags:
             return func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        meta_args, meta_kwargs = tree_map_only(Tensor, partial(_empty_like, device="meta"), (args, kwargs))
-        if "device" in kwargs:
-            meta_kwargs["device"] = torch.device("meta")
-        made = func(*meta_args, **meta_kwargs)
-        if all(leaf.numel() <= SMALL_ELEMENTS for leaf in [*given, *tree_leaves(made)] if isinstance(leaf, Tensor)):
+        if given and all(leaf.numel() <= SMALL_ELEMENTS for leaf in given):
             return func(*args, **kwargs)
         written = _written_arguments(func, args, kwargs)
         if written:
-            return written[0] if len(returns) == 1 else tuple(written)
+            return written[0] if len(returns) == 1 else tuple(written[: len(returns)])
+        meta_args, meta_kwargs = tree_map_only(Tensor, partial(_empty_like, device="meta"), (args, kwargs))
+        if "device" in kwargs:
+            meta_kwargs["device"] = torch.device("meta")
+        try:
+            made = func(*meta_args, **meta_kwargs)
+        except NotImplementedError:  # its shape hangs on numbers
+            return func(*args, **kwargs)
         device = given[0].device if given else torch.device(kwargs.get("device") or "cpu")
         return tree_map_only(Tensor, partial(_empty_like, device=device), made)
 
 
 def _empty_like(value: Tensor, device: torch.device | str) -> Tensor:
-    """Memory of the same form; what is small is zero, as it may be used as an index."""
+    """Memory of the same form; integers and what is small are zero: they may be used as indices."""
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-    return made.zero_() if value.numel() <= SMALL_ELEMENTS else made
+    is_index = not value.is_floating_point() or value.numel() <= SMALL_ELEMENTS
+    return made.zero_() if is_index and made.device.type != "meta" else made
 
 
 def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
