@@ -30,7 +30,7 @@ from disentangled.trainer.run_config import RunConfig
 
 MASKED_OF_SHORTER_PASS = 256  # enough to fill all other buffers of bounded size
 LAYERS = 2, 3  # of the shorter passes: the first and the last layer of the generator are not like those between
-SMALL_ELEMENTS = 1 << 16
+SMALL_ELEMENTS = 1 << 16  # layouts, distance tables and norms have fewer, scores and states of a recipe more
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -1,5 +1,6 @@
 """Memory as planned against the tensors of real runs, at each ZeRO stage."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_shorter_passes_tell_what_a_long_one_holds(model: str) -> None:
     )  # fmt: skip
     short = trace_activations(model, config, 1024, "fp32", CPU)
     assert short == pytest.approx(trace_activations(model, config, 1024, "fp32", CPU, exact=True), rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["generator", "discriminator"])
+def test_a_pass_without_arithmetic_holds_what_a_computed_one_does(
+    model: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # scores and logits of more elements than are computed
+    config = load_run_config("tiny", [*OVERRIDES, "data.sequence_length=160", "model.num_hidden_layers=2"])
+    skipped = trace_activations(model, config, 8192, precision, CPU)
+    monkeypatch.setattr("disentangled.trainer.activation_trace.WithoutArithmetic", contextlib.nullcontext)
+    assert skipped == pytest.approx(trace_activations(model, config, 8192, precision, CPU), rel=0.01)
 
 
 def test_allocated_bytes_are_those_alive_at_once() -> None:
