@@ -51,7 +51,8 @@ def test_named_files_exist(path: tuple[str, str]):
 
 
 def test_named_recipes_and_engines_exist():
-    for name in re.findall(r"--recipe (\w+)", README):
-        assert (ROOT / "recipes" / f"{name}.toml").is_file()
+    for name in re.findall(r"--recipe ([\w./]+)", README):
+        recipe = ROOT / name if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
+        assert recipe.is_file(), name
     for name in re.findall(r"--engine (\w+)", README):
         assert (ROOT / "ds_configs" / f"{name}.json").is_file()
