@@ -1,4 +1,6 @@
-"""Fifty steps of pre-training with one implementation of attention and with another, from one seed: the same losses.
+"""Fifty steps of pre-training with one implementation of an op and with another, from one seed: the same losses.
+
+The ops are attention and the loss over the vocabulary, which also draws the replacements.
 
 The allowance is derived: the reference is run in float32 and in float64, and what float32's rounding has moved its
 losses by, so far, is what rounding may move anyone's. Twice that, as in tests/numerics.py, and one unit in the last
@@ -9,13 +11,16 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from disentangled.kernels.disentangled_attention import disentangled_attention, dispatch
-from disentangled.model import attention
+from disentangled.kernels.masked_lm_loss import masked_lm_loss
+from disentangled.model import attention, mlm_head
 from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.rtd_step import RtdStep
 from tests.trainer.test_rtd_step import counts_of, recorded
@@ -30,36 +35,40 @@ SETTINGS = (
     "batch.global_sequences=1", "batch.micro_sequences=1", f"schedule.total_steps={NUM_STEPS}",
     "schedule.warmup_steps=4", "optimizer.learning_rate=5e-3",
 )  # fmt: skip
-Op = Callable[..., Tensor]
+OPS: dict[str, tuple[ModuleType, Callable[..., Any]]] = {
+    "disentangled_attention": (attention, disentangled_attention),
+    "masked_lm_loss": (mlm_head, masked_lm_loss),
+}
 
 
-def train(shards: Path, op: Op, dtype: torch.dtype = torch.float32, num_steps: int = NUM_STEPS) -> Tensor:
-    """The losses of both models, float64 [2, steps]."""
+def train(shards: Path, dtype: torch.dtype = torch.float32, **ops: Callable[..., Any]) -> Tensor:
+    """The losses of both models, float64 [2, steps], with these in the places of ops; of all others the reference."""
     parts = build_parts(tiny_config(shards, *SETTINGS))
     parts.generator.to(dtype)
     parts.discriminator.to(dtype)
     engines, generator, discriminator = recorded(parts.plain_engines())
     step = RtdStep(engines, parts.config, parts.sampling, world_size=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "disentangled_attention", op)
-        for number in range(num_steps):
+        for name, (module, _) in OPS.items():
+            patch.setattr(module, name, ops.get(name, implementation(name, "reference")))
+        for number in range(NUM_STEPS):
             batches = parts.training.step_batches(number, 1, rank=0, world_size=1)
             step.run(batches, counts_of(batches), number, MetricSums(CPU))
     return torch.tensor([generator.losses, discriminator.losses], dtype=torch.float64)
 
 
-def implementation(name: str) -> Op:
-    return functools.partial(disentangled_attention, implementation=name)
+def implementation(op: str, name: str) -> Callable[..., Any]:
+    return functools.partial(OPS[op][1], implementation=name)
 
 
 @pytest.fixture(scope="module")
 def exact(shards: Path) -> Tensor:
-    return train(shards, implementation("reference"), torch.float64)
+    return train(shards, torch.float64)
 
 
 @pytest.fixture(scope="module")
 def allowance(shards: Path, exact: Tensor) -> Tensor:
-    rounding = (train(shards, implementation("reference")) - exact).abs().cummax(dim=1).values
+    rounding = (train(shards) - exact).abs().cummax(dim=1).values
     return 2 * rounding + exact * torch.finfo(torch.float32).eps
 
 
@@ -69,14 +78,18 @@ def assert_losses_of_the_reference(losses: Tensor, exact: Tensor, allowance: Ten
     assert (worst.values <= 1).all(), f"{worst.values.tolist()} times the allowance, in steps {worst.indices.tolist()}"
 
 
-def test_fifty_steps_of_torch_have_the_losses_of_the_reference(shards: Path, exact: Tensor, allowance: Tensor) -> None:
-    assert_losses_of_the_reference(train(shards, implementation("torch")), exact, allowance)
+@pytest.mark.parametrize("op", OPS)
+def test_fifty_steps_of_torch_have_the_losses_of_the_reference(
+    op: str, shards: Path, exact: Tensor, allowance: Tensor
+) -> None:
+    assert_losses_of_the_reference(train(shards, **{op: implementation(op, "torch")}), exact, allowance)
     assert exact[0, -10:].mean() < exact[0, :10].mean()  # something is learnt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
 def test_fifty_steps_of_triton_have_the_losses_of_the_reference(
-    shards: Path, exact: Tensor, allowance: Tensor, monkeypatch: pytest.MonkeyPatch
+    op: str, shards: Path, exact: Tensor, allowance: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not dispatch.IS_INTERPRETED:
         pytest.skip("runs on the CPU, in Triton's interpreter")
@@ -84,7 +97,7 @@ def test_fifty_steps_of_triton_have_the_losses_of_the_reference(
 
     choose = tile_sizes.config
     monkeypatch.setattr(tile_sizes, "config", lambda *arguments: replace(choose(*arguments), block=16))
-    assert_losses_of_the_reference(train(shards, implementation("triton")), exact, allowance)
+    assert_losses_of_the_reference(train(shards, **{op: implementation(op, "triton")}), exact, allowance)
 
 
 @pytest.mark.parametrize(("index", "factor"), [(2, 1.001), (3, 0.0), (4, 0.0)], ids=["value", "rel_key", "rel_query"])
@@ -99,4 +112,17 @@ def test_a_wrong_gradient_is_seen(index: int, factor: float, shards: Path, exact
         return disentangled_attention(*passed, implementation="torch", **keywords)
 
     with pytest.raises(AssertionError, match="times the allowance"):
-        assert_losses_of_the_reference(train(shards, wrong), exact, allowance)
+        assert_losses_of_the_reference(train(shards, disentangled_attention=wrong), exact, allowance)
+
+
+@pytest.mark.parametrize("index", range(3), ids=["hidden", "table", "bias"])
+def test_a_wrong_gradient_of_the_loss_is_seen(index: int, shards: Path, exact: Tensor, allowance: Tensor) -> None:
+    def wrong(*tensors: Tensor, **keywords: object) -> object:
+        passed = list(tensors)
+        if passed[index].requires_grad:
+            passed[index] = passed[index] * 1.0
+            passed[index].register_hook(lambda gradient: gradient * 1.001)
+        return masked_lm_loss(*passed, implementation="torch", **keywords)
+
+    with pytest.raises(AssertionError, match="times the allowance"):
+        assert_losses_of_the_reference(train(shards, masked_lm_loss=wrong), exact, allowance)
