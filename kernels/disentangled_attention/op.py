@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from disentangled.kernels.autocast import cast_input
 from disentangled.kernels.counter_rng import drop_threshold
 from disentangled.kernels.disentangled_attention import reference, registered
 from disentangled.kernels.disentangled_attention.arguments import (
@@ -95,8 +96,8 @@ def disentangled_attention(
         Hugging Face's index it by slot(i - j), and so does this op. Logarithmic buckets are in the code only.
     """
     positions = Positions(position_buckets, max_relative_positions, bucket_rule)
-    query, key, value = (_autocast(x) for x in (query, key, value))
-    rel_key, rel_query = (None if x is None else _autocast(x) for x in (rel_key, rel_query))
+    query, key, value = (cast_input(x) for x in (query, key, value))
+    rel_key, rel_query = (None if x is None else cast_input(x) for x in (rel_key, rel_query))
     check_tensors(query, key, value, rel_key, rel_query, positions)
     check_scale(scale)
     if query.dim() == 4:
@@ -151,11 +152,3 @@ def disentangled_attention(
             groups = packed_groups(starts_q, starts_k, query.device)
         output = DisentangledAttention.apply(q, k, v, rel_key, rel_query, groups, positions, scale, dropout)
     return output.view(query.shape)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """x as scaled_dot_product_attention would take it: under torch.autocast in its dtype, unless x is float64."""
-    kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return x
-    return x.to(torch.get_autocast_dtype(kind)) if x.is_floating_point() and x.dtype != torch.float64 else x

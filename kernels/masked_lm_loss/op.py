@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from disentangled.kernels.autocast import cast_input
 from disentangled.kernels.masked_lm_loss import reference
 from disentangled.kernels.masked_lm_loss.arguments import check_draw, check_tensors
 from disentangled.kernels.masked_lm_loss.dispatch import choose_implementation
@@ -75,14 +76,12 @@ def masked_lm_loss(
     Raises: ValueError for arguments that do not fit, RuntimeError for an implementation that cannot run here.
     Source: arXiv 2111.09543 section 3.1 and 2003.10555 section 3.1, which draw from the same softmax.
     """
-    kind = hidden.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
-        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    hidden = cast_input(hidden)
     check_tensors(hidden, table, bias, labels)
     check_draw(draw, hidden, table)
     implementation = choose_implementation(implementation, hidden.device, hidden.dtype)
     has_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, table, bias))
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False):
         if implementation == "reference":
             losses, lse, is_correct, drawn = reference.score(hidden, table, bias, labels, draw)
             return MaskedLmLoss(losses.sum(), losses.detach(), lse, is_correct, drawn)
