@@ -2,7 +2,8 @@
 
 What: starts torch.distributed through DeepSpeed and keeps one gloo group for host-side numbers, so that the ranks can
 agree on token counts and on stopping without asking a GPU.
-Used by: trainer/assemble.py, trainer/loop.py, trainer/checkpoint.py. Tested by tests/integration/.
+Used by: trainer/assemble.py, trainer/loop.py, trainer/checkpoint.py. Tested by tests/trainer/test_distributed.py and
+tests/integration/.
 """
 
 import logging
@@ -88,8 +89,8 @@ def share_threads() -> None:
 
 def leave_ranks() -> None:
     """Close what join_ranks opened, if anything: a process that ends with gloo's threads running may abort."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()  # not torch's: DeepSpeed keeps groups, and must forget them too
 
 
 def _quieten_libraries() -> None:

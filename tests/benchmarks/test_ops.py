@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_rows_carry_settings_environment_and_ordered_percentiles(small: Run) -> 
         assert {row["length_tokens"] for row in rows_of(timed, name, "dense")} == {128, 32}
     for row in timed:
         assert row["device"] == ops.device_name()
-        assert row["versions"]["torch"] == torch.__version__
+        assert row["versions"]["torch"] == version("torch")
         assert row["command"].startswith("python -m benchmarks.ops --lengths")
         assert (row["heads"], row["head_width"], row["dtype"], row["total_tokens"]) == (2, 64, "fp32", 256)
         for name in PASSES:
