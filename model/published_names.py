@@ -22,14 +22,19 @@ MLM_HEAD = "lm_predictions.lm_head."
 RTD_HEAD = "mask_predictions."
 
 LEGACY_HEAD = "cls.predictions."
-LEGACY_OUTPUT = {"decoder.weight": WORD_EMBEDDINGS, "decoder.bias": f"{MLM_HEAD}bias"}  # tied: what they must equal
+# Tied, and in some files all the same: what they must equal.
+TIED = {
+    f"{LEGACY_HEAD}decoder.weight": WORD_EMBEDDINGS,
+    f"{LEGACY_HEAD}decoder.bias": f"{MLM_HEAD}bias",
+    f"{MLM_HEAD}weight": WORD_EMBEDDINGS,  # transformers 5.17 writes it
+}
 
 
 def standard_names(hf_state: Mapping[str, Tensor]) -> State:
     """All tensors under our modules' names; names that belong to no module of ours stay as they are.
 
     Raises:
-        ValueError: two tensors for one name, or a legacy MLM head whose output matrix is not the embedding table.
+        ValueError: two tensors for one name, or an MLM head whose output matrix is not the embedding table.
     """
     renamed: State = {}
     for name, tensor in hf_state.items():
@@ -37,12 +42,12 @@ def standard_names(hf_state: Mapping[str, Tensor]) -> State:
         if ours in renamed:
             raise ValueError(f"the checkpoint holds {ours} under two names: remove one")
         renamed[ours] = tensor
-    for suffix, tied in LEGACY_OUTPUT.items():
-        output = renamed.pop(LEGACY_HEAD + suffix, None)
+    for name, tied in TIED.items():
+        output = renamed.pop(name, None)
         if output is not None and not (tied in renamed and torch.equal(output, renamed[tied])):
             raise ValueError(
-                f"the checkpoint's {LEGACY_HEAD}{suffix} is not its {tied}: this model's MLM head has one matrix, "
-                "which is the embedding table; choose another checkpoint"
+                f"the checkpoint's {name} is not its {tied}: this model's MLM head has one matrix, which is the "
+                "embedding table; choose another checkpoint"
             )
     return renamed
 
@@ -52,6 +57,6 @@ def _standard_name(name: str) -> str:
         return f"deberta.{name.removeprefix('bert.')}"
     if name.startswith(("embeddings.", "encoder.")):
         return f"deberta.{name}"
-    if name.startswith(LEGACY_HEAD) and name.removeprefix(LEGACY_HEAD) not in LEGACY_OUTPUT:
+    if name.startswith(LEGACY_HEAD) and name not in TIED:
         return MLM_HEAD + name.removeprefix(LEGACY_HEAD).removeprefix("transform.")
     return name
