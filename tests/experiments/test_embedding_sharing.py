@@ -36,6 +36,14 @@ def test_recipes_differ_from_run_to_run_in_the_sharing_alone(name: str) -> None:
     assert shared.schedule.total_steps % shared.checkpoint.every_steps == 0
 
 
+def test_recipe_of_plain_mlm_is_the_encoder_of_the_others_alone() -> None:
+    alone = load_run_config(str(FOLDER / "mlm_hour_cpu.toml"), [])
+    pair = load_run_config(str(FOLDER / "sharing_cpu.toml"), [])
+    assert alone.optimizer.update == "mlm"
+    assert alone.model.generator(8000) == pair.model.discriminator(8000)
+    assert (alone.data, alone.batch.global_sequences) == (pair.data, pair.batch.global_sequences)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
