@@ -1,3 +1,4 @@
+import itertools
 import multiprocessing
 import os
 import signal
@@ -136,7 +137,7 @@ def test_exit_code_is_what_became_of_the_run(child: int, orphans: list[int], was
     assert exit_code(child, orphans, was_stopped) == code
 
 
-@pytest.mark.parametrize("ends", ["before the launcher", "after it"])
+@pytest.mark.parametrize("ends", ["before the launcher", "after it", "unseen at first"])
 def test_exit_code_of_a_rank_that_outlives_its_launcher_is_found(tmp_path: Path, ends: str) -> None:
     """A launcher with exit code 0 that leaves a process of its launch, which ends with 85."""
     script = tmp_path / "leave.py"
@@ -151,15 +152,18 @@ def test_exit_code_of_a_rank_that_outlives_its_launcher_is_found(tmp_path: Path,
         "os._exit(85)\n"
     )
     arguments = [str(script), ends, f"test-{tmp_path.name}"]
-    process = multiprocessing.get_context("fork").Process(target=wait_in_this_process, args=(arguments,))
+    num_unseen = int(ends == "unseen at first")
+    process = multiprocessing.get_context("fork").Process(target=wait_in_this_process, args=(arguments, num_unseen))
     process.start()
     process.join(60)
     assert process.exitcode == 85
 
 
-def wait_in_this_process(arguments: list[str]) -> None:
-    """End with wait_for_run's code; the process takes over signals and orphans."""
+def wait_in_this_process(arguments: list[str], num_unseen: int) -> None:
+    """End with wait_for_run's code; the process takes over signals and orphans, and so many listings find nothing."""
     adopt_orphans()
+    find, listings = launch.find_processes, itertools.count()
+    launch.find_processes = lambda launch_id: [] if next(listings) < num_unseen else find(launch_id)
     child = subprocess.Popen([sys.executable, *arguments])
     sys.exit(wait_for_run(child, StopRequests(arguments[-1])))
 
