@@ -11,6 +11,7 @@ Not here: reading (read_squad.py), scores (answer_scores.py).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,11 @@ class Spans:
 
         Besides the model's inputs: `example` (its number), `spans` (characters [start, end) of each piece of the
         context, [-1, -1] of all others).
+
+        Raises:
+            ValueError: the installed tokenizers loses windows.
         """
+        check_windows(tokenizer)
         room = max_length_tokens - tokenizer.num_special_tokens_to_add(pair=True)
         question_tokens = min(MAX_QUESTION_TOKENS, room // 2)
         # a window must move on: half of what is left beside the longest question at most
@@ -120,6 +125,19 @@ class Spans:
             for last in last_best:
                 if first <= last < first + MAX_ANSWER_TOKENS:
                     yield float(start[first] + end[last]), int(first), int(last)
+
+
+def check_windows(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a library that gives two windows of a text however long it is, as tokenizers 0.23.1 and 0.23.2 do."""
+    room = 4 + tokenizer.num_special_tokens_to_add(pair=True)
+    windows = tokenizer(
+        "a", "a " * 20, truncation="only_second", max_length=room, stride=1, return_overflowing_tokens=True
+    )
+    if len(windows["input_ids"]) < 3:
+        raise ValueError(
+            f"tokenizers {version('tokenizers')} loses windows of long texts, whose ends would be neither learnt nor "
+            "searched: install another, such as tokenizers==0.23.3"
+        )
 
 
 def cut_text(text: str, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str:

@@ -54,6 +54,22 @@ def test_windows_cover_the_text_and_find_the_answer(tokenizer: PreTrainedTokeniz
     assert learnt == set(range(59))
 
 
+def test_library_that_loses_windows_is_refused(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tokenizers 0.23.1 and 0.23.2: two windows of any text."""
+    whole = type(tokenizer).__call__
+
+    def first_two(self: PreTrainedTokenizerBase, *texts: Any, **keywords: Any) -> dict[str, Any]:
+        return {name: rows[:2] for name, rows in whole(self, *texts, **keywords).items()}
+
+    examples = Dataset.from_list([question(" ".join(WORDS[:5]), WORDS[1])])
+    assert len(Spans(False).encode(examples, tokenizer, 40)) == 1
+    monkeypatch.setattr(type(tokenizer), "__call__", first_two)
+    with pytest.raises(ValueError, match=r"^tokenizers \S+ loses windows of long texts.*install another"):
+        Spans(False).encode(examples, tokenizer, 40)
+
+
 def test_decoding_the_gold_positions_gives_the_gold_answers(tokenizer: PreTrainedTokenizerBase) -> None:
     context = " ".join(WORDS[:40])
     examples = Dataset.from_list([question(context, WORDS[index]) for index in range(40)])
