@@ -20,7 +20,7 @@ REQUIREMENTS = [
     # 0.19 is what the two-engine step was measured on; configuration keys come and go between minor releases
     "deepspeed>=0.19,<0.20",
     "transformers>=4.48",
-    # 0.23.1 and 0.23.2 lose windows of long texts: all but the first two (finetune/spans.py)
+    # 0.23.1 and 0.23.2 lose windows of long texts: all but the first few (finetune/spans.py)
     "tokenizers>=0.21,!=0.23.1,!=0.23.2",
     # 0.2.2: first that encodes straight to numpy arrays
     "sentencepiece>=0.2.2",

@@ -57,7 +57,7 @@ def test_windows_cover_the_text_and_find_the_answer(tokenizer: PreTrainedTokeniz
 def test_library_that_loses_windows_is_refused(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As tokenizers 0.23.1 and 0.23.2: two windows of any text."""
+    """As tokenizers 0.23.1 and 0.23.2, which stop after a few windows."""
     whole = type(tokenizer).__call__
 
     def first_two(self: PreTrainedTokenizerBase, *texts: Any, **keywords: Any) -> dict[str, Any]:
