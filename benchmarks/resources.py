@@ -27,6 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.read_ahead import written_and_read_ahead
 from disentangled.kernels.disentangled_attention import AttentionDropout, attention_call, launch, tile_sizes
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
@@ -166,7 +167,11 @@ class Resources:
 
 
 def compile_launch(recorded: Launch, capability: int) -> Resources:
-    """Compiles what would have been launched, specialised as Triton's launcher specialises it."""
+    """Compiles what would have been launched, specialised as Triton's launcher specialises it.
+
+    Raises:
+        RuntimeError: the program reads ahead what it writes itself, so its results would be wrong.
+    """
     kernel, options = recorded.kernel, {}
     signature, constants, attributes = {}, {}, {}
     arguments = dict(recorded.arguments)
@@ -190,6 +195,11 @@ def compile_launch(recorded: Launch, capability: int) -> Resources:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    if own := written_and_read_ahead(compiled.asm["ttgir"]):
+        raise RuntimeError(
+            f"{recorded.name} at sm_{capability} reads {', '.join(sorted(own))} ahead, which it writes itself: launch"
+            " it with num_stages=1, or read with addresses that Triton cannot copy from ahead"
+        )
     block = arguments.get("BLOCK", 1)
     elements = arguments.get("BLOCK_M", block) * arguments.get("BLOCK_V", block) / (options.get("num_warps", 4) * 32)
     return _read_resources(compiled, capability, elements)

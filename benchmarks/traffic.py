@@ -73,7 +73,7 @@ def count(shape: Shape) -> Iterator[Work]:
     sheared = near + row_tiles
     scratch = near * (4 + 2) * tile_bytes  # two bands of two tiles written, one tile of each read
     yield Work("forward", (6 * near + 2 * far) * product, 4 * tensor, scratch)
-    yield Work("delta", 0.0, 2 * tensor)
+    yield Work("row", 0.0, 2 * tensor)
     yield Work("key_value", (8 * near + 4 * far + sheared) * product, 6 * tensor + 3 * near * tile_bytes, scratch)
     yield Work("query", (near + sheared + 3 * far) * product, 5 * tensor + 2 * near * tile_bytes)
     yield Work("table_gradient", 2 * sheared * product, 2 * tensor + 2 * near * tile_bytes)

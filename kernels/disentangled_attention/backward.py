@@ -4,10 +4,11 @@
     dV = (keep P)^T dO     dK = dS^T Q + T' E_p2c   dQ = dS K + T E_c2p
     T[r, u] = dS[r, column of distance u], the scores' gradient with its rows sheared so that a column is a distance
 
-Three kernels. `delta_kernel`: rowsum(O dO). `key_value_kernel`: a program owns keys, walks the queries, recomputes the
-scores and keeps dK and dV in registers; it stores dS of the tiles that are not far once by rows of queries and once by
-rows of keys, because a shear reads well along its rows only. `query_kernel`: a program owns queries and gathers dQ from
-the stored dS. table_gradients.py reads the same two arrays. Far tiles store nothing: both kernels recompute them.
+Three kernels. `row_kernel`: rowsum(O dO), beside lse. `key_value_kernel`: a program owns keys, walks the queries,
+recomputes the scores and keeps dK and dV in registers; it stores dS of the tiles that are not far once by rows of
+queries and once by rows of keys, because a shear reads well along its rows only. `query_kernel`: a program owns queries
+and gathers dQ from the stored dS. table_gradients.py reads the same two arrays. Far tiles store nothing: both kernels
+recompute them.
 Every output has one writer and every sum one order, so gradients are reproducible bit for bit.
 
 A row of the stored dS has `width` columns: all of them where no tile is far, else the widest window (tiles.window_of),
@@ -43,11 +44,11 @@ from disentangled.kernels.disentangled_attention.tiles import (
 
 
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
-def delta_kernel(
-    out_ptr, grad_out_ptr, delta_ptr, stride_gb, stride_gt, stride_gh, num_heads, num_queries, num_all_queries,
+def row_kernel(
+    out_ptr, grad_out_ptr, lse_ptr, rows_ptr, stride_gb, stride_gt, stride_gh, num_heads, num_queries, num_all_queries,
     HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Owns BLOCK tokens of one head; writes rowsum(O dO), float32 [N, tokens]."""
+    """Owns BLOCK tokens of one head; writes their lse and rowsum(O dO), float32 [N, tokens, 2]."""
     head = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     offs_h = tl.arange(0, BLOCK_H)
@@ -56,7 +57,21 @@ def delta_kernel(
     row = token // num_queries * stride_gb + token % num_queries * stride_gt + head * stride_gh
     grad = tl.load(grad_out_ptr + row[:, None] + offs_h[None, :], mask=mask, other=0.0)
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    tl.store(delta_ptr + head * num_all_queries + token, delta, mask=token < num_all_queries)
+    lse = tl.load(lse_ptr + head * num_all_queries + token, mask=token < num_all_queries, other=0.0)
+    pointers = rows_ptr + 2 * (head * num_all_queries + token)[:, None] + tl.arange(0, 2)[None, :]
+    tl.store(pointers, tl.join(lse, delta), mask=(token < num_all_queries)[:, None])
+
+
+@triton.jit
+def _load_row(rows_ptr, first, stop, BLOCK: tl.constexpr):
+    """lse and rowsum(O dO) of the queries first .. first + BLOCK - 1; from `stop` on such that P = 0.
+
+    One load of both, because Triton 3.6 lays a load of BLOCK numbers out as their user needs them: many times over.
+    """
+    offs = first + tl.arange(0, BLOCK)
+    pointers = rows_ptr + 2 * offs[:, None] + tl.arange(0, 2)[None, :]
+    lse, delta = tl.split(tl.load(pointers, mask=(offs < stop)[:, None], other=0.0))
+    return tl.where(offs < stop, lse, float("inf")), delta
 
 
 @triton.jit
@@ -122,14 +137,12 @@ def _store_grad_scores(
 
 @triton.jit
 def _add_tile(
-    grad_key, grad_value, scores, row_bias, query, grad_out, value, lse_ptr, delta_ptr, bits, query0, size_q,
+    grad_key, grad_value, scores, row_bias, query, grad_out, value, rows_ptr, bits, query0, size_q,
     postscale, keep_scale,
     BLOCK: tl.constexpr, HAS_ROW_BIAS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV with one more tile, and its dS^T [keys, queries] in float32; `scores` are transposed, too."""
-    offs = query0 + tl.arange(0, BLOCK)
-    lse = tl.load(lse_ptr + offs, mask=offs < size_q, other=float("inf"))  # so that such a query has P = 0
-    delta = tl.load(delta_ptr + offs, mask=offs < size_q, other=0.0)
+    lse, delta = _load_row(rows_ptr, query0, size_q, BLOCK)
     if HAS_ROW_BIAS:
         probabilities = tl.math.exp2(scores * postscale + (row_bias[:, None] - lse[None, :]))
     else:
@@ -148,7 +161,7 @@ def _add_tile(
 
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def key_value_kernel(
-    query_ptr, key_ptr, value_ptr, grad_out_ptr, lse_ptr, delta_ptr, grad_key_ptr, grad_value_ptr,
+    query_ptr, key_ptr, value_ptr, grad_out_ptr, rows_ptr, grad_key_ptr, grad_value_ptr,
     far_key_ptr, far_value_ptr, by_query_ptr, by_key_ptr, key_table_ptr, query_table_ptr, sums_ptr, scratch_ptr,
     live_ptr, key_stop_ptr, map_k_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
@@ -191,8 +204,7 @@ def key_value_kernel(
         key_ptr += document_64 * stride_kb
         value_ptr += document_64 * stride_vb
         grad_out_ptr += document_64 * stride_gb
-    lse_ptr += head_64 * num_all_queries + start_q
-    delta_ptr += head_64 * num_all_queries + start_q
+    rows_ptr += 2 * (head_64 * num_all_queries + start_q)
     by_query_ptr += (local_head_64 * num_all_queries + start_q) * width_k
     by_key_ptr += (local_head_64 * num_all_keys + start_k) * width_q
     key_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
@@ -236,7 +248,7 @@ def key_value_kernel(
                 grad_out = load_rows(grad_out_ptr, query0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
                 scores = tl.dot(far_key, query.T, input_precision=PRECISION)
                 grad_key, grad_value, grad_scores = _add_tile(
-                    grad_key, grad_value, scores, row_bias, query, grad_out, value, lse_ptr, delta_ptr, bits,
+                    grad_key, grad_value, scores, row_bias, query, grad_out, value, rows_ptr, bits,
                     query0, size_q, postscale, keep_scale, BLOCK, True, HAS_DROPOUT,
                 )  # fmt: skip
                 row_sums += tl.sum(grad_scores, 1)
@@ -267,7 +279,7 @@ def key_value_kernel(
         else:
             scores = tl.dot(scaled_key, query.T, input_precision=PRECISION)
         grad_key, grad_value, grad_scores = _add_tile(
-            grad_key, grad_value, scores, dead_bias, query, grad_out, value, lse_ptr, delta_ptr, bits, query0,
+            grad_key, grad_value, scores, dead_bias, query, grad_out, value, rows_ptr, bits, query0,
             size_q, postscale, keep_scale, BLOCK, HAS_MASK, HAS_DROPOUT,
         )  # fmt: skip
         _store_grad_scores(
@@ -304,7 +316,7 @@ def key_value_kernel(
 
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def query_kernel(
-    query_ptr, key_ptr, value_ptr, grad_out_ptr, lse_ptr, delta_ptr, grad_query_ptr,
+    query_ptr, key_ptr, value_ptr, grad_out_ptr, rows_ptr, grad_query_ptr,
     by_query_ptr, key_table_ptr, query_table_ptr, sums_ptr,
     live_ptr, key_stop_ptr, map_q_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
@@ -355,8 +367,7 @@ def query_kernel(
             sample = tl.load(sample_ptr + document)
             first_token = tl.load(first_token_ptr + document).to(tl.int32)
         offs_m = row0 + tl.arange(0, BLOCK)
-        lse = tl.load(lse_ptr + head_64 * num_all_queries + start_q + offs_m, mask=offs_m < size_q, other=float("inf"))
-        delta = tl.load(delta_ptr + head_64 * num_all_queries + start_q + offs_m, mask=offs_m < size_q, other=0.0)
+        lse, delta = _load_row(rows_ptr + 2 * (head_64 * num_all_queries + start_q), row0, size_q, BLOCK)
         query = load_rows(query_ptr, row0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
         grad_out = load_rows(grad_out_ptr, row0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
         # side 0: keys far to the left, the left end of the table; side 1: far to the right.

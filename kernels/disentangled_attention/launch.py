@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from disentangled.kernels.disentangled_attention.attention_call import Call, Problem, strides_of
-from disentangled.kernels.disentangled_attention.backward import delta_kernel, key_value_kernel, query_kernel
+from disentangled.kernels.disentangled_attention.backward import key_value_kernel, query_kernel, row_kernel
 from disentangled.kernels.disentangled_attention.distance_tables import fold_kernel
 from disentangled.kernels.disentangled_attention.forward import forward_kernel
 from disentangled.kernels.disentangled_attention.table_gradients import end_gradient_kernel, table_gradient_kernel
@@ -73,9 +73,9 @@ def backward(
 
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     grad_strides = dict(zip(("stride_gb", "stride_gt", "stride_gh"), strides_of(grad_out), strict=True))
-    delta = torch.empty_like(lse)
-    delta_kernel[triton.cdiv(call.num_all_queries, 64), call.num_heads](
-        out, grad_out, delta, **grad_strides,
+    rows = torch.empty((*lse.shape, 2), dtype=lse.dtype, device=device)
+    row_kernel[triton.cdiv(call.num_all_queries, 64), call.num_heads](
+        out, grad_out, lse, rows, **grad_strides,
         num_heads=call.num_heads, num_queries=call.num_queries, num_all_queries=call.num_all_queries,
         HEAD_WIDTH=call.head_width, BLOCK_H=call.block_h, BLOCK=64, num_warps=4,
     )  # fmt: skip
@@ -106,14 +106,14 @@ def backward(
         }  # fmt: skip
         for is_far in (True, False) if call.has_far else (False,):
             key_value_kernel[call.key_tiles, num_heads](
-                call.query, call.key, call.value, grad_out, lse, delta, grad_key, grad_value, far_key, far_value,
+                call.query, call.key, call.value, grad_out, rows, grad_key, grad_value, far_key, far_value,
                 by_query, by_key, call.key_table, call.query_table, key_sums, scratch, **call.places,
                 map_k_ptr=call.map_k, num_all_keys=call.num_all_keys, num_sums=num_sums,
                 width_q=width_q, width_k=width_k, lead_q=lead_q, lead_k=lead_k,
                 IS_FAR=is_far, **shared, **call.config("far_key_value" if is_far else "key_value").options,
             )  # fmt: skip
         query_kernel[call.query_tiles, num_heads](
-            call.query, call.key, call.value, grad_out, lse, delta, grad_query, by_query,
+            call.query, call.key, call.value, grad_out, rows, grad_query, by_query,
             call.key_table, call.query_table, sums, **call.places, map_q_ptr=call.map_q, num_sums=num_sums,
             width_k=width_k, lead_k=lead_k, **shared, **call.config("query").options,
         )  # fmt: skip

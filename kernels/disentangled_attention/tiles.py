@@ -247,6 +247,9 @@ def position_terms(
     x_rows [BLOCK, BLOCK_H] meets row_table, x_columns [BLOCK, BLOCK_H] meets column_table; `table_row` is the table
     row of the tile's first row and first column. CLAMP: the window may leave the table, whose ends are saturated.
     IS_PIPELINED: the caller's loop is to be pipelined; it then has no registers left for a band in one product.
+
+    Triton reads ahead what a pipelined loop loads, even where the loop itself writes it. It cannot do that with these
+    rows, which begin at any address; benchmarks/read_ahead.py looks whether it does.
     """
     PARTS: tl.constexpr = 2 if IS_PIPELINED else 1
     WIDTH: tl.constexpr = 2 * BLOCK
