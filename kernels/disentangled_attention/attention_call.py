@@ -109,6 +109,9 @@ class Call:
             "keep_scale": 1.0 if dropout is None else keep_scale(dropout.probability),
         }
         self._set_tables(rel_key, rel_query)
+        self.reads_pairs = tile_sizes.reads_pairs(
+            rel_key is not None and rel_query is not None, mask is not None, tile_sizes.capability_of(self.device)
+        )
         self.constants = {
             "PRESCALE": self.prescale,
             "HEAD_WIDTH": self.head_width,

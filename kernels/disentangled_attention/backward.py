@@ -63,15 +63,19 @@ def row_kernel(
 
 
 @triton.jit
-def _load_row(rows_ptr, first, stop, BLOCK: tl.constexpr):
-    """lse and rowsum(O dO) of the queries first .. first + BLOCK - 1; from `stop` on such that P = 0.
-
-    One load of both, because Triton 3.6 lays a load of BLOCK numbers out as their user needs them: many times over.
-    """
-    offs = first + tl.arange(0, BLOCK)
-    pointers = rows_ptr + 2 * offs[:, None] + tl.arange(0, 2)[None, :]
-    lse, delta = tl.split(tl.load(pointers, mask=(offs < stop)[:, None], other=0.0))
-    return tl.where(offs < stop, lse, float("inf")), delta
+def _load_row(rows_ptr, first, stop, BLOCK: tl.constexpr, IN_PAIRS: tl.constexpr):
+    """lse and rowsum(O dO) of the queries first .. first + BLOCK - 1; from `stop` on such that P = 0."""
+    offs = tl.arange(0, BLOCK)
+    is_there = offs < stop - first
+    pointers = rows_ptr + 2 * first
+    if IN_PAIRS:
+        place = tl.minimum(offs, stop - first - 1)  # no mask, which would take registers
+        lse, delta = tl.split(tl.load(pointers + 2 * place[:, None] + tl.arange(0, 2)[None, :]))
+        lse = tl.where(is_there, lse, float("inf"))
+    else:
+        lse = tl.load(pointers + 2 * offs, mask=is_there, other=float("inf"))
+        delta = tl.load(pointers + 2 * offs + 1, mask=is_there, other=0.0)
+    return lse, delta
 
 
 @triton.jit
@@ -139,10 +143,10 @@ def _store_grad_scores(
 def _add_tile(
     grad_key, grad_value, scores, row_bias, query, grad_out, value, rows_ptr, bits, query0, size_q,
     postscale, keep_scale,
-    BLOCK: tl.constexpr, HAS_ROW_BIAS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_ROW_BIAS: tl.constexpr, HAS_DROPOUT: tl.constexpr, IN_PAIRS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV with one more tile, and its dS^T [keys, queries] in float32; `scores` are transposed, too."""
-    lse, delta = _load_row(rows_ptr, query0, size_q, BLOCK)
+    lse, delta = _load_row(rows_ptr, query0, size_q, BLOCK, IN_PAIRS)
     if HAS_ROW_BIAS:
         probabilities = tl.math.exp2(scores * postscale + (row_bias[:, None] - lse[None, :]))
     else:
@@ -172,7 +176,7 @@ def key_value_kernel(
     HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
     HAS_C2P: tl.constexpr, HAS_P2C: tl.constexpr, HAS_FAR: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, IS_PACKED: tl.constexpr, PRESCALE: tl.constexpr,
-    IS_FAR: tl.constexpr,
+    IN_PAIRS: tl.constexpr, IS_FAR: tl.constexpr,
 ):  # fmt: skip
     """Owns a tile of keys of one head; writes their dK and dV, and dS of their window in both orders.
 
@@ -249,7 +253,7 @@ def key_value_kernel(
                 scores = tl.dot(far_key, query.T, input_precision=PRECISION)
                 grad_key, grad_value, grad_scores = _add_tile(
                     grad_key, grad_value, scores, row_bias, query, grad_out, value, rows_ptr, bits,
-                    query0, size_q, postscale, keep_scale, BLOCK, True, HAS_DROPOUT,
+                    query0, size_q, postscale, keep_scale, BLOCK, True, HAS_DROPOUT, IN_PAIRS,
                 )  # fmt: skip
                 row_sums += tl.sum(grad_scores, 1)
             offs = row0 + offs_r
@@ -280,7 +284,7 @@ def key_value_kernel(
             scores = tl.dot(scaled_key, query.T, input_precision=PRECISION)
         grad_key, grad_value, grad_scores = _add_tile(
             grad_key, grad_value, scores, dead_bias, query, grad_out, value, rows_ptr, bits, query0,
-            size_q, postscale, keep_scale, BLOCK, HAS_MASK, HAS_DROPOUT,
+            size_q, postscale, keep_scale, BLOCK, HAS_MASK, HAS_DROPOUT, IN_PAIRS,
         )  # fmt: skip
         _store_grad_scores(
             grad_scores.to(dtype), by_query_ptr, by_key_ptr, row0, query0, size_k, size_q,
@@ -367,7 +371,7 @@ def query_kernel(
             sample = tl.load(sample_ptr + document)
             first_token = tl.load(first_token_ptr + document).to(tl.int32)
         offs_m = row0 + tl.arange(0, BLOCK)
-        lse, delta = _load_row(rows_ptr + 2 * (head_64 * num_all_queries + start_q), row0, size_q, BLOCK)
+        lse, delta = _load_row(rows_ptr + 2 * (head_64 * num_all_queries + start_q), row0, size_q, BLOCK, False)
         query = load_rows(query_ptr, row0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
         grad_out = load_rows(grad_out_ptr, row0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
         # side 0: keys far to the left, the left end of the table; side 1: far to the right.

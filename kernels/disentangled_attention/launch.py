@@ -110,7 +110,8 @@ def backward(
                 by_query, by_key, call.key_table, call.query_table, key_sums, scratch, **call.places,
                 map_k_ptr=call.map_k, num_all_keys=call.num_all_keys, num_sums=num_sums,
                 width_q=width_q, width_k=width_k, lead_q=lead_q, lead_k=lead_k,
-                IS_FAR=is_far, **shared, **call.config("far_key_value" if is_far else "key_value").options,
+                IN_PAIRS=call.reads_pairs, IS_FAR=is_far, **shared,
+                **call.config("far_key_value" if is_far else "key_value").options,
             )  # fmt: skip
         query_kernel[call.query_tiles, num_heads](
             call.query, call.key, call.value, grad_out, rows, grad_query, by_query,
