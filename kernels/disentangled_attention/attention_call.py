@@ -109,8 +109,9 @@ class Call:
             "keep_scale": 1.0 if dropout is None else keep_scale(dropout.probability),
         }
         self._set_tables(rel_key, rel_query)
+        has_both_terms = rel_key is not None and rel_query is not None
         self.reads_pairs = tile_sizes.reads_pairs(
-            rel_key is not None and rel_query is not None, mask is not None, tile_sizes.capability_of(self.device)
+            self.dtype, has_both_terms, mask is not None, tile_sizes.capability_of(self.device)
         )
         self.constants = {
             "PRESCALE": self.prescale,

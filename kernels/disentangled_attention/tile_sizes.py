@@ -49,13 +49,14 @@ def config(
     return Config(block=64, num_stages=1 if has_dropout or kernel == "far_key_value" else 2)
 
 
-def reads_pairs(has_both_terms: bool, has_mask: bool, capability: int) -> bool:
+def reads_pairs(dtype: torch.dtype, has_both_terms: bool, has_mask: bool, capability: int) -> bool:
     """Whether dK and dV read what belongs to a row, lse and rowsum(O dO), as one load of pairs: fewer instructions.
 
-    It takes registers that only Hopper has left, and not in every call. Two loads of BLOCK numbers Triton 3.6 lays out
-    as their user needs them, each number in many threads: 41.6 instructions a score element instead of 32.5.
+    It takes registers that only Hopper has left, and not there in float16, whose terms are scaled. Two loads of BLOCK
+    numbers Triton 3.6 lays out as their user needs them, each number in many threads: 41.6 instructions a score element
+    instead of 32.5.
     """
-    return capability == 90 and has_both_terms and not has_mask
+    return capability == 90 and dtype != torch.float16 and has_both_terms and not has_mask
 
 
 @functools.cache
