@@ -3,7 +3,7 @@
 Triton's pipeliner copies what a loop will load into shared memory some turns early (cp.async), and does not look
 whether the same loop stores there: the copy would be of what stood there before. The interpreter, which runs loops in
 order, cannot show it. Our kernels read back bands and score gradients that they have written, so each compiled
-variant is looked at.
+variant is looked at. What is looked for are such copies alone; loads that are none stay where they stand in the loop.
 Used by: benchmarks/resources.py. Tested by tests/benchmarks/test_read_ahead.py.
 """
 
