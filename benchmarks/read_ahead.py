@@ -18,7 +18,8 @@ _CARRIED = re.compile(r"(%[\w-]+) = (%[\w-]+)(?:#\d+)?(?=[,)])")  # into a loop
 def written_and_read_ahead(ttgir: str) -> set[str]:
     """Names of the arguments that a kernel stores through and copies ahead from, given its Triton GPU IR."""
     sources: dict[str, list[str]] = {}
-    written, ahead = set(), set()
+    written: set[str] = set()
+    ahead: set[str] = set()
     for line in ttgir.splitlines():
         code = line.split(" loc(")[0]
         result = _RESULT.match(code)
@@ -31,17 +32,17 @@ def written_and_read_ahead(ttgir: str) -> set[str]:
         elif result and operation == "arith.select":
             sources[result[1]] = operands[1:]
         elif operation == "tt.store":
-            written.add(operands[0])
+            written |= _arguments(operands[0], sources)
         elif operation == "ttg.async_copy_global_to_local":
-            ahead.add(operands[0])
-    return _arguments(written, sources) & _arguments(ahead, sources)
+            ahead |= _arguments(operands[0], sources)
+    return written & ahead
 
 
-def _arguments(pointers: set[str], sources: dict[str, list[str]]) -> set[str]:
-    """What the pointers were made from."""
+def _arguments(pointer: str, sources: dict[str, list[str]]) -> set[str]:
+    """What the pointer was made from, by what has been read so far: a later loop may use its names again."""
     found: set[str] = set()
     seen: set[str] = set()
-    waiting = list(pointers)
+    waiting = [pointer]
     while waiting:
         pointer = waiting.pop()
         if pointer in seen:

@@ -78,6 +78,10 @@ CALLS: tuple[dict[str, Any], ...] = (
 OTHER_SHAPES = ((torch.float16, 64), (torch.float32, 64), (torch.bfloat16, 32), (torch.bfloat16, 128))
 
 
+# Those compiled without --all.
+FIRST_VARIANTS = (Variant(), Variant(num_tokens=4096), Variant(num_tokens=4096, has_mask=True, has_dropout=True))
+
+
 def variants() -> Iterator[Variant]:
     """All that are compiled."""
     for call in CALLS:
@@ -175,7 +179,7 @@ def compile_launch(recorded: Launch, capability: int) -> Resources:
     kernel, options = recorded.kernel, {}
     signature, constants, attributes = {}, {}, {}
     arguments = dict(recorded.arguments)
-    for option in ("num_warps", "num_stages"):
+    for option in ("num_warps", "num_stages", "maxnreg"):
         if option in arguments:
             options[option] = arguments.pop(option)
     for index, parameter in enumerate(kernel.params):
@@ -269,14 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; the exit code is 1 where a kernel spills or does not fit."""
     parser = argparse.ArgumentParser(prog="benchmarks.resources", description=__doc__.splitlines()[0])
     parser.add_argument("--capabilities", nargs="+", type=int, default=[90], choices=CAPABILITIES, metavar="80")
-    parser.add_argument("--all", action="store_true", help="all variants and GPUs (takes long), not only the first two")
+    parser.add_argument("--all", action="store_true", help="all variants and GPUs (takes long), not three on one")
     parser.add_argument("--jsonl", type=Path, help="append the rows to this file, too")
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set, so nothing is compiled: unset it")
     print(f"triton {triton.__version__}, torch {torch.__version__}")
     failed, title = False, ""
-    chosen = tuple(variants()) if options.all else (Variant(), Variant(num_tokens=4096))
+    chosen = tuple(variants()) if options.all else FIRST_VARIANTS
     for row in rows(chosen, CAPABILITIES if options.all else options.capabilities):
         if title != (title := f"sm_{row['capability']} {row['variant']}"):
             print(title)

@@ -20,6 +20,7 @@ from disentangled.kernels.counter_rng_triton import key_words
 from disentangled.kernels.disentangled_attention import tile_sizes
 from disentangled.kernels.disentangled_attention.distance_tables import DistanceTable, distance_table, expand_kernel
 from disentangled.kernels.disentangled_attention.dropout import AttentionDropout
+from disentangled.kernels.disentangled_attention.keep_words import WORD_QUERIES
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 from disentangled.kernels.disentangled_attention.tiles import tile_map_kernel
 
@@ -72,27 +73,27 @@ class Call:
             self.longest_k = min(self.num_keys, problem.max_seqlen_k or self.num_keys)
             self.query_tiles = self.num_queries // self.block + self.num_documents
             self.key_tiles = self.num_keys // self.block + self.num_documents
-            self.map_q = self._tile_map(cu_q, self.query_tiles)
-            self.map_k = self.map_q if cu_k is cu_q else self._tile_map(cu_k, self.key_tiles)
+            self.map_q = self.tile_map(cu_q, self.query_tiles, self.block)
+            self.map_k = self.map_q if cu_k is cu_q else self.tile_map(cu_k, self.key_tiles, self.block)
         else:
             cu_q = cu_k = None
             self.num_documents = query.shape[0]
             self.longest_q, self.longest_k = self.num_queries, self.num_keys
             self.query_tiles = self.num_documents * triton.cdiv(self.num_queries, self.block)
             self.key_tiles = self.num_documents * triton.cdiv(self.num_keys, self.block)
-        mask, key_stop = problem.key_padding_mask, None
+        self.key_whole: Tensor | None = None  # keys before the first dead one, int32 [B]
+        mask, key_stop = problem.key_padding_mask if self.num_keys else None, None
         if mask is not None:
+            place = torch.arange(self.num_keys, dtype=torch.int32, device=self.device)
+            self.key_whole = place.masked_fill(mask, self.num_keys).amin(dim=1)
+            key_stop = (place + 1).masked_fill(~mask, 0).amax(dim=1)
             mask = mask.contiguous().view(torch.uint8)
-            place = torch.arange(1, self.num_keys + 1, dtype=torch.int32, device=self.device)
-            key_stop = (mask * place).amax(dim=1) if self.num_keys else None
         dropout = problem.dropout
         self.places: dict[str, Any] = {
             "live_ptr": mask,
             "key_stop_ptr": key_stop,
             "cu_q_ptr": cu_q,
             "cu_k_ptr": cu_k,
-            "sample_ptr": None if dropout is None else dropout.sample.to(self.device),
-            "first_token_ptr": None if dropout is None else dropout.first_token.to(self.device),
         }
         self.strides = {
             f"stride_{name}{axis}": stride
@@ -100,19 +101,18 @@ class Call:
             for axis, stride in zip("bth", strides_of(x), strict=True)
         }
         key_0, key_1 = key_words(0 if dropout is None else dropout.seed)
-        self.random = {
+        self.draw: dict[str, Any] = {
+            "sample_ptr": None if dropout is None else dropout.sample.to(self.device),
+            "first_token_ptr": None if dropout is None else dropout.first_token.to(self.device),
             "key_0": key_0,
             "key_1": key_1,
             "stream": 0 if dropout is None else int(dropout.stream),
             "layer": 0 if dropout is None else dropout.layer,
             "threshold": 0 if dropout is None else drop_threshold(dropout.probability),
-            "keep_scale": 1.0 if dropout is None else keep_scale(dropout.probability),
         }
+        self.keep_scale = 1.0 if dropout is None else keep_scale(dropout.probability)
+        self.grad_scale = problem.scale * self.keep_scale  # backward's dS has neither
         self._set_tables(rel_key, rel_query)
-        has_both_terms = rel_key is not None and rel_query is not None
-        self.reads_pairs = tile_sizes.reads_pairs(
-            self.dtype, has_both_terms, mask is not None, tile_sizes.capability_of(self.device)
-        )
         self.constants = {
             "PRESCALE": self.prescale,
             "HEAD_WIDTH": self.head_width,
@@ -128,10 +128,21 @@ class Call:
 
     def config(self, kernel: str) -> tile_sizes.Config:
         """Of a kernel in this call."""
-        problem = self.problem
-        has_mask, has_dropout = problem.key_padding_mask is not None, problem.dropout is not None
         capability = tile_sizes.capability_of(self.device)
-        return tile_sizes.config(kernel, self.block_h, self.dtype, has_mask, has_dropout, capability)
+        return tile_sizes.config(kernel, self.block_h, self.dtype, self.problem.dropout is not None, capability)
+
+    @property
+    def word_shape(self) -> tuple[int, int]:
+        """Rows and width of one head's keep words (keep_words.py); 0 without dropout.
+
+        One row more than there are, because a tile of queries reads those that it may have.
+        """
+        if self.problem.dropout is None:
+            return 0, 0
+        rows = triton.cdiv(self.num_queries, WORD_QUERIES) * self.num_documents
+        if self.is_packed:
+            rows = self.num_queries // WORD_QUERIES + self.num_documents
+        return rows + 1, triton.cdiv(self.longest_k, self.block) * self.block
 
     def stored_rows(self, longest: int, last: int, other_last: int) -> tuple[int, int]:
         """Columns of a row of the stored dS, and how many of them come before the row's own tile.
@@ -144,10 +155,11 @@ class Call:
         lead = triton.cdiv(last + block, block) * block
         return lead + triton.cdiv(other_last + block, block) * block + block, lead
 
-    def _tile_map(self, cu_seqlens: Tensor, num_tiles: int) -> Tensor:
+    def tile_map(self, cu_seqlens: Tensor, num_tiles: int, block: int) -> Tensor:
+        """Document and number there of each tile of packed documents, int32 [num_tiles, 2]."""
         tile_map = torch.empty((num_tiles, 2), dtype=torch.int32, device=self.device)
         if num_tiles and self.num_documents:
-            tile_map_kernel[(num_tiles,)](cu_seqlens, tile_map, self.num_documents, BLOCK=self.block, num_warps=1)
+            tile_map_kernel[(num_tiles,)](cu_seqlens, tile_map, self.num_documents, BLOCK=block, num_warps=1)
         return tile_map
 
     def _set_tables(self, rel_key: Tensor | None, rel_query: Tensor | None) -> None:

@@ -20,14 +20,15 @@ Not here: gradients of the tables (table_gradients.py).
 import triton
 import triton.language as tl
 
+from disentangled.kernels.disentangled_attention.keep_words import document_words, load_keep
 from disentangled.kernels.disentangled_attention.tiles import (
     DATA_DEPENDENT,
     PRECISION,
     anew,
     far_rows,
     find_tile,
-    keep_bits,
-    keep_tile,
+    first_tile,
+    load_clamped_rows,
     load_live,
     load_live_rows,
     load_rows,
@@ -35,6 +36,7 @@ from disentangled.kernels.disentangled_attention.tiles import (
     load_table_row,
     multiply,
     position_terms,
+    program_anew,
     program_barrier,
     span_of,
     store_rows,
@@ -45,37 +47,33 @@ from disentangled.kernels.disentangled_attention.tiles import (
 
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def row_kernel(
-    out_ptr, grad_out_ptr, lse_ptr, rows_ptr, stride_gb, stride_gt, stride_gh, num_heads, num_queries, num_all_queries,
-    HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
+    out_ptr, grad_out_ptr, lse_ptr, rows_ptr, map_q_ptr, cu_q_ptr, stride_gb, stride_gt, stride_gh,
+    num_heads, num_queries, num_all_queries, keep_scale,
+    HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, IS_PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Owns BLOCK tokens of one head; writes their lse and rowsum(O dO), float32 [N, tokens, 2]."""
-    head = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask = (token < num_all_queries)[:, None] & (offs_h < HEAD_WIDTH)[None, :]
-    out = tl.load(out_ptr + (token[:, None] * num_heads + head) * HEAD_WIDTH + offs_h[None, :], mask=mask, other=0.0)
-    row = token // num_queries * stride_gb + token % num_queries * stride_gt + head * stride_gh
-    grad = tl.load(grad_out_ptr + row[:, None] + offs_h[None, :], mask=mask, other=0.0)
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    lse = tl.load(lse_ptr + head * num_all_queries + token, mask=token < num_all_queries, other=0.0)
-    pointers = rows_ptr + 2 * (head * num_all_queries + token)[:, None] + tl.arange(0, 2)[None, :]
-    tl.store(pointers, tl.join(lse, delta), mask=(token < num_all_queries)[:, None])
+    """Owns a tile of queries of one head; writes their lse and rowsum(O dO) / keep_scale, float32 [N, tiles, BLOCK, 2].
 
-
-@triton.jit
-def _load_row(rows_ptr, first, stop, BLOCK: tl.constexpr, IN_PAIRS: tl.constexpr):
-    """lse and rowsum(O dO) of the queries first .. first + BLOCK - 1; from `stop` on such that P = 0."""
+    A partial tile is filled up with lse = inf, so that P = 0 there: the other kernels read rows without a mask.
+    """
+    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    document, row0, start, size = find_tile(tile, map_q_ptr, cu_q_ptr, num_queries, BLOCK, IS_PACKED)
+    if row0 >= size:
+        return
     offs = tl.arange(0, BLOCK)
-    is_there = offs < stop - first
-    pointers = rows_ptr + 2 * first
-    if IN_PAIRS:
-        place = tl.minimum(offs, stop - first - 1)  # no mask, which would take registers
-        lse, delta = tl.split(tl.load(pointers + 2 * place[:, None] + tl.arange(0, 2)[None, :]))
-        lse = tl.where(is_there, lse, float("inf"))
+    is_there = offs < size - row0
+    out_ptr += (start.to(tl.int64) * num_heads + head) * HEAD_WIDTH
+    out = load_rows(out_ptr, row0, size, num_heads * HEAD_WIDTH, HEAD_WIDTH, BLOCK, BLOCK_H)
+    grad_out_ptr += head * stride_gh
+    if IS_PACKED:
+        grad_out_ptr += start.to(tl.int64) * stride_gt
     else:
-        lse = tl.load(pointers + 2 * offs, mask=is_there, other=float("inf"))
-        delta = tl.load(pointers + 2 * offs + 1, mask=is_there, other=0.0)
-    return lse, delta
+        grad_out_ptr += document.to(tl.int64) * stride_gb
+    grad_out = load_rows(grad_out_ptr, row0, size, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
+    delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1) / keep_scale
+    lse = tl.load(lse_ptr + head * num_all_queries + start + row0 + offs, mask=is_there, other=float("inf"))
+    pointers = rows_ptr + 2 * ((head * tl.num_programs(0) + tile) * BLOCK + offs)
+    tl.store(pointers, lse)
+    tl.store(pointers + 1, delta)
 
 
 @triton.jit
@@ -141,24 +139,31 @@ def _store_grad_scores(
 
 @triton.jit
 def _add_tile(
-    grad_key, grad_value, scores, row_bias, query, grad_out, value, rows_ptr, bits, query0, size_q,
-    postscale, keep_scale,
-    BLOCK: tl.constexpr, HAS_ROW_BIAS: tl.constexpr, HAS_DROPOUT: tl.constexpr, IN_PAIRS: tl.constexpr,
+    grad_key, grad_value, scores, row_bias, live, query, grad_out, value, rows_ptr, words_ptr, word_width, query0,
+    postscale,
+    BLOCK: tl.constexpr, HAS_ROW_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV with one more tile, and its dS^T [keys, queries] in float32; `scores` are transposed, too."""
-    lse, delta = _load_row(rows_ptr, query0, size_q, BLOCK, IN_PAIRS)
+    """dK and dV with one more tile, and its dS^T [keys, queries] in float32; `scores` are transposed, too.
+
+    The order of the loads, and dS without a second selection, are what lets 64 x 64 tiles do without spills.
+    """
+    row_ptrs = rows_ptr + 2 * query0 + 2 * tl.arange(0, BLOCK)
+    lse = tl.load(row_ptrs)
     if HAS_ROW_BIAS:
         probabilities = tl.math.exp2(scores * postscale + (row_bias[:, None] - lse[None, :]))
     else:
         probabilities = tl.math.exp2(scores * postscale - lse[None, :])
-    grad_probabilities = tl.dot(value, grad_out.T, input_precision=PRECISION)
-    kept = probabilities
+    if HAS_MASK:
+        probabilities = tl.where(live[:, None], probabilities, 0.0)
     if HAS_DROPOUT:
-        keep = keep_tile(bits, BLOCK).T
-        kept = tl.where(keep, probabilities, 0.0)
-        grad_probabilities = tl.where(keep, grad_probabilities * keep_scale, 0.0)
-    grad_value = tl.dot(kept.to(value.dtype), grad_out, grad_value, input_precision=PRECISION)
-    grad_scores = probabilities * (grad_probabilities - delta[None, :])
+        kept = tl.where(load_keep(words_ptr, word_width, query0, BLOCK), probabilities, 0.0)
+        grad_value = tl.dot(kept.to(value.dtype), grad_out, grad_value, input_precision=PRECISION)
+        grad_probabilities = tl.dot(value, grad_out.T, input_precision=PRECISION)
+        grad_scores = kept * grad_probabilities - probabilities * tl.load(row_ptrs + 1)[None, :]
+    else:
+        grad_probabilities = tl.dot(value, grad_out.T, input_precision=PRECISION)
+        grad_value = tl.dot(probabilities.to(value.dtype), grad_out, grad_value, input_precision=PRECISION)
+        grad_scores = probabilities * (grad_probabilities - tl.load(row_ptrs + 1)[None, :])
     grad_key = tl.dot(grad_scores.to(value.dtype), query, grad_key, input_precision=PRECISION)
     return grad_key, grad_value, grad_scores
 
@@ -167,16 +172,16 @@ def _add_tile(
 def key_value_kernel(
     query_ptr, key_ptr, value_ptr, grad_out_ptr, rows_ptr, grad_key_ptr, grad_value_ptr,
     far_key_ptr, far_value_ptr, by_query_ptr, by_key_ptr, key_table_ptr, query_table_ptr, sums_ptr, scratch_ptr,
-    live_ptr, key_stop_ptr, map_k_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
+    words_ptr, live_ptr, key_stop_ptr, map_k_ptr, cu_q_ptr, cu_k_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_gb, stride_gt, stride_gh,
     num_heads, num_queries, num_keys, num_all_queries, num_all_keys, num_sums, width_q, width_k, lead_q, lead_k,
     num_table_rows, table_offset, last_left, last_right, postscale, scale,
-    key_0, key_1, stream, layer, threshold, keep_scale, first_head,
+    num_row_tiles, num_word_rows, word_width, keep_scale, first_head,
     HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
     HAS_C2P: tl.constexpr, HAS_P2C: tl.constexpr, HAS_FAR: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, IS_PACKED: tl.constexpr, PRESCALE: tl.constexpr,
-    IN_PAIRS: tl.constexpr, IS_FAR: tl.constexpr,
+    IS_FAR: tl.constexpr,
 ):  # fmt: skip
     """Owns a tile of keys of one head; writes their dK and dV, and dS of their window in both orders.
 
@@ -208,24 +213,25 @@ def key_value_kernel(
         key_ptr += document_64 * stride_kb
         value_ptr += document_64 * stride_vb
         grad_out_ptr += document_64 * stride_gb
-    rows_ptr += 2 * (head_64 * num_all_queries + start_q)
+    rows_ptr += 2 * (head_64 * num_row_tiles + first_tile(document, start_q, num_queries, BLOCK, IS_PACKED)) * BLOCK
     by_query_ptr += (local_head_64 * num_all_queries + start_q) * width_k
-    by_key_ptr += (local_head_64 * num_all_keys + start_k) * width_q
+    by_own_key_ptr = by_key_ptr + (local_head_64 * num_all_keys + start_k) * width_q
     key_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
     query_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
     program = local_head_64 * tl.num_programs(0) + tl.program_id(0)
     scratch_ptr += program * (4 * BLOCK * BLOCK)
-    sample, first_token = tl.cast(0, tl.int64), tl.cast(0, tl.int32)
     if HAS_DROPOUT:
-        sample = tl.load(sample_ptr + document)
-        first_token = tl.load(first_token_ptr + document).to(tl.int32)
+        words_ptr = document_words(
+            words_ptr + row0, document, local_head, start_q, num_queries, num_word_rows, word_width, IS_PACKED
+        )
 
     live = load_live(live_ptr, start_k, row0, size_k, BLOCK, HAS_MASK)
-    if HAS_MASK:
+    if HAS_MASK and IS_FAR:
         # Keys from key_stop on are dead: no other kernel looks at what is stored for them.
         size_q = tl.where(row0 < tl.load(key_stop_ptr + document), size_q, 0)
-    dead_bias = tl.where(live, 0.0, float("-inf"))
     first, stop = window_of(row0, size_q, last_left, last_right, BLOCK, -1, HAS_FAR)
+    if HAS_MASK and not IS_FAR:
+        stop = tl.where(row0 < tl.load(key_stop_ptr + document), stop, first)
 
     key = load_live_rows(key_ptr, row0, live, stride_kt, HEAD_WIDTH, BLOCK, BLOCK_H)
     value = load_live_rows(value_ptr, row0, live, stride_vt, HEAD_WIDTH, BLOCK, BLOCK_H)
@@ -239,21 +245,14 @@ def key_value_kernel(
             row_bias, far_key = far_rows(
                 key, query_table_ptr, key_table_ptr, end, postscale, HEAD_WIDTH, BLOCK_H, PRESCALE, HAS_P2C, HAS_C2P
             )
-            if HAS_MASK:
-                row_bias += dead_bias
             row_sums = tl.zeros([BLOCK], tl.float32)
             for query0 in tl.range(from_query, to_query, BLOCK):
-                bits = 0  # stands for no dropout
-                if HAS_DROPOUT:
-                    bits = keep_bits(
-                        key_0, key_1, stream, layer, sample, first_token, head, query0, row0, threshold, BLOCK
-                    )
                 query = load_rows(query_ptr, query0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
                 grad_out = load_rows(grad_out_ptr, query0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
                 scores = tl.dot(far_key, query.T, input_precision=PRECISION)
                 grad_key, grad_value, grad_scores = _add_tile(
-                    grad_key, grad_value, scores, row_bias, query, grad_out, value, rows_ptr, bits,
-                    query0, size_q, postscale, keep_scale, BLOCK, True, HAS_DROPOUT, IN_PAIRS,
+                    grad_key, grad_value, scores, row_bias, live, query, grad_out, value, rows_ptr, words_ptr,
+                    word_width, query0, postscale, BLOCK, True, HAS_MASK, HAS_DROPOUT,
                 )  # fmt: skip
                 row_sums += tl.sum(grad_scores, 1)
             offs = row0 + offs_r
@@ -269,11 +268,8 @@ def key_value_kernel(
     grad_value = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     scaled_key = multiply(key, PRESCALE)
     for query0 in tl.range(first, stop, BLOCK):
-        bits = 0  # stands for no dropout
-        if HAS_DROPOUT:
-            bits = keep_bits(key_0, key_1, stream, layer, sample, first_token, head, query0, row0, threshold, BLOCK)
-        query = load_rows(query_ptr, query0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
-        grad_out = load_rows(grad_out_ptr, query0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
+        query = load_clamped_rows(query_ptr, query0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
+        grad_out = load_clamped_rows(grad_out_ptr, query0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
         if HAS_C2P or HAS_P2C:
             terms = position_terms(
                 key, query, query_table_ptr, key_table_ptr, table_offset + row0 - query0, num_table_rows,
@@ -283,18 +279,24 @@ def key_value_kernel(
         else:
             scores = tl.dot(scaled_key, query.T, input_precision=PRECISION)
         grad_key, grad_value, grad_scores = _add_tile(
-            grad_key, grad_value, scores, dead_bias, query, grad_out, value, rows_ptr, bits, query0,
-            size_q, postscale, keep_scale, BLOCK, HAS_MASK, HAS_DROPOUT, IN_PAIRS,
+            grad_key, grad_value, scores, None, live, query, grad_out, value, rows_ptr, words_ptr,
+            word_width, query0, postscale, BLOCK, False, HAS_MASK, HAS_DROPOUT,
         )  # fmt: skip
         _store_grad_scores(
-            grad_scores.to(dtype), by_query_ptr, by_key_ptr, row0, query0, size_k, size_q,
+            grad_scores.to(dtype), by_query_ptr, by_own_key_ptr, row0, query0, size_k, size_q,
             width_q, width_k, lead_q, lead_k, BLOCK, HAS_FAR, HAS_P2C,
         )  # fmt: skip
 
-    row0, size_k, size_q, start_k = anew(row0), anew(size_k), anew(size_q), anew(start_k)
-    local_head_64 = anew(local_head).to(tl.int64)
+    # Everything anew, or it would be kept in registers through the loop.
+    tile, local_head = program_anew(num_heads)
+    local_head_64 = local_head.to(tl.int64)
+    document, row0, start_k, size_k = find_tile(tile, map_k_ptr, cu_k_ptr, anew(num_keys), BLOCK, IS_PACKED)
+    _, size_q = span_of(document, cu_q_ptr, anew(num_queries), IS_PACKED)
     first, stop = window_of(row0, size_q, last_left, last_right, BLOCK, -1, HAS_FAR)
-    far_out = (local_head_64 * num_all_keys + start_k) * HEAD_WIDTH
+    if HAS_MASK:
+        stop = tl.where(row0 < tl.load(key_stop_ptr + document), stop, first)
+    own_key = local_head_64 * num_all_keys + start_k
+    far_out = own_key * HEAD_WIDTH
     if HAS_FAR:
         grad_value += load_rows(far_value_ptr + far_out, row0, size_k, HEAD_WIDTH, HEAD_WIDTH, BLOCK, BLOCK_H)
     out = (start_k.to(tl.int64) * num_heads + first_head + local_head_64) * HEAD_WIDTH
@@ -303,18 +305,18 @@ def key_value_kernel(
     if HAS_P2C:
         program_barrier(row0, True)  # dS by rows of keys has been written, by this program
         sheared = add_sheared(
-            tl.zeros([BLOCK, BLOCK_H], tl.float32), by_key_ptr, query_table_ptr, row0, size_k, first,
-            tl.minimum(stop, size_q), stored_origin(row0, lead_q, HAS_FAR), width_q, table_offset,
+            tl.zeros([BLOCK, BLOCK_H], tl.float32), by_key_ptr + own_key * width_q, query_table_ptr, row0, size_k,
+            first, tl.minimum(stop, size_q), stored_origin(row0, lead_q, HAS_FAR), width_q, table_offset,
             HEAD_WIDTH, BLOCK_H, BLOCK, -1,
         )  # fmt: skip
         grad_key += sheared / PRESCALE
     if HAS_FAR:
         grad_key += load_rows(far_key_ptr + far_out, row0, size_k, HEAD_WIDTH, HEAD_WIDTH, BLOCK, BLOCK_H)
         if HAS_P2C:
-            sums_ptr += local_head_64 * num_all_keys + start_k
             grad_key += _end_term(
-                sums_ptr, query_table_ptr, row0, size_k, num_sums, num_table_rows, HEAD_WIDTH, BLOCK_H, BLOCK, PRESCALE
-            )
+                sums_ptr + own_key, query_table_ptr, row0, size_k, num_sums, num_table_rows,
+                HEAD_WIDTH, BLOCK_H, BLOCK, PRESCALE,
+            )  # fmt: skip
     store_rows(grad_key_ptr + out, grad_key * scale, row0, size_k, stride_out, HEAD_WIDTH, BLOCK, BLOCK_H)
 
 
@@ -322,12 +324,12 @@ def key_value_kernel(
 def query_kernel(
     query_ptr, key_ptr, value_ptr, grad_out_ptr, rows_ptr, grad_query_ptr,
     by_query_ptr, key_table_ptr, query_table_ptr, sums_ptr,
-    live_ptr, key_stop_ptr, map_q_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
+    words_ptr, live_ptr, key_stop_ptr, map_q_ptr, cu_q_ptr, cu_k_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_gb, stride_gt, stride_gh,
     num_heads, num_queries, num_keys, num_all_queries, num_sums, width_k, lead_k,
     num_table_rows, table_offset, last_left, last_right, postscale, scale,
-    key_0, key_1, stream, layer, threshold, keep_scale, first_head,
+    num_row_tiles, num_word_rows, word_width, first_head,
     HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
     HAS_C2P: tl.constexpr, HAS_P2C: tl.constexpr, HAS_FAR: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, IS_PACKED: tl.constexpr, PRESCALE: tl.constexpr,
@@ -366,12 +368,13 @@ def query_kernel(
     grad_query = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     first, stop = window_of(row0, size_k, last_left, last_right, BLOCK, 1, HAS_FAR)
     if HAS_FAR:
-        sample, first_token = tl.cast(0, tl.int64), tl.cast(0, tl.int32)
         if HAS_DROPOUT:
-            sample = tl.load(sample_ptr + document)
-            first_token = tl.load(first_token_ptr + document).to(tl.int32)
+            words_ptr = document_words(
+                words_ptr, document, local_head, start_q, num_queries, num_word_rows, word_width, IS_PACKED
+            )
         offs_m = row0 + tl.arange(0, BLOCK)
-        lse, delta = _load_row(rows_ptr + 2 * (head_64 * num_all_queries + start_q), row0, size_q, BLOCK, False)
+        row_ptrs = rows_ptr + 2 * ((head_64 * num_row_tiles + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK))
+        lse, delta = tl.load(row_ptrs), tl.load(row_ptrs + 1)
         query = load_rows(query_ptr, row0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
         grad_out = load_rows(grad_out_ptr, row0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
         # side 0: keys far to the left, the left end of the table; side 1: far to the right.
@@ -383,10 +386,6 @@ def query_kernel(
             )
             row_sums = tl.zeros([BLOCK], tl.float32)
             for key0 in tl.range(from_key, to_key, BLOCK):
-                if HAS_DROPOUT:
-                    bits = keep_bits(
-                        key_0, key_1, stream, layer, sample, first_token, head, row0, key0, threshold, BLOCK
-                    )
                 live = load_live(live_ptr, start_k, key0, size_k, BLOCK, HAS_MASK)
                 key = load_live_rows(key_ptr, key0, live, stride_kt, HEAD_WIDTH, BLOCK, BLOCK_H)
                 value = load_live_rows(value_ptr, key0, live, stride_vt, HEAD_WIDTH, BLOCK, BLOCK_H)
@@ -395,8 +394,8 @@ def query_kernel(
                 probabilities = tl.math.exp2(scores * postscale + (row_bias - lse)[:, None])
                 grad_probabilities = tl.dot(grad_out, value.T, input_precision=PRECISION)
                 if HAS_DROPOUT:
-                    keep = keep_tile(bits, BLOCK)
-                    grad_probabilities = tl.where(keep, grad_probabilities * keep_scale, 0.0)
+                    keep = load_keep(words_ptr + key0, word_width, row0, BLOCK).T
+                    grad_probabilities = tl.where(keep, grad_probabilities, 0.0)
                 grad_scores = probabilities * (grad_probabilities - delta[:, None])
                 row_sums += tl.sum(grad_scores, 1)
                 grad_query = tl.dot(grad_scores.to(dtype), key, grad_query, input_precision=PRECISION)

@@ -23,6 +23,7 @@ from disentangled.kernels.disentangled_attention.tiles import (
     load_rows,
     multiply,
     position_terms,
+    program_anew,
     span_of,
     store_rows,
     window_of,
@@ -32,7 +33,7 @@ from disentangled.kernels.disentangled_attention.tiles import (
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def forward_kernel(
     query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr, key_table_ptr, query_table_ptr, scratch_ptr,
-    live_ptr, key_stop_ptr, map_q_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
+    live_ptr, key_whole_ptr, key_stop_ptr, map_q_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     num_heads, num_queries, num_keys, num_all_queries,
     num_table_rows, table_offset, last_left, last_right, postscale,
@@ -46,7 +47,9 @@ def forward_kernel(
     if row0 >= size_q:
         return
     start_k, size_k = span_of(document, cu_k_ptr, num_keys, IS_PACKED)
+    whole = size_k
     if HAS_MASK:
+        whole = tl.load(key_whole_ptr + document)
         size_k = tl.load(key_stop_ptr + document)
     head = first_head + tl.program_id(1)
     head_64, document_64 = head.to(tl.int64), document.to(tl.int64)
@@ -79,12 +82,12 @@ def forward_kernel(
     accumulator = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     no_bias = tl.zeros([BLOCK], tl.float32)
     first, stop = window_of(row0, size_k, last_left, last_right, BLOCK, 1, HAS_FAR)
-    # Without a mask only the last tile can be partial: it has a loop of its own, and the others need no mask at all.
-    full = tl.cdiv(size_k, BLOCK) * BLOCK if HAS_MASK else size_k // BLOCK * BLOCK
+    # Tiles without a dead key need no mask at all. Where the padding follows the keys, all but one are such.
+    full = whole // BLOCK * BLOCK
 
-    # side 0: keys far to the left; side 1: far to the right; side 2: the tiles between; side 3: a partial tile.
+    # side 0: keys far to the left; side 1: far to the right; side 2: the tiles between; side 3: those with dead keys.
     for side in tl.static_range(4):
-        if (HAS_FAR or side >= 2) and not (HAS_MASK and side == 3):
+        if HAS_FAR or side >= 2:
             row_bias, row_query = no_bias, scaled_query
             if side == 0:
                 row_bias, row_query = far_rows(
@@ -103,7 +106,7 @@ def forward_kernel(
             else:
                 from_key, to_key = full, size_k
             for key0 in tl.range(from_key, to_key, BLOCK):
-                if HAS_MASK or side == 3:
+                if side == 3:
                     live = load_live(live_ptr, start_k, key0, size_k, BLOCK, HAS_MASK)
                     key = load_live_rows(key_ptr, key0, live, stride_kt, HEAD_WIDTH, BLOCK, BLOCK_H)
                     value = load_live_rows(value_ptr, key0, live, stride_vt, HEAD_WIDTH, BLOCK, BLOCK_H)
@@ -118,7 +121,7 @@ def forward_kernel(
                         scratch_ptr, HEAD_WIDTH, BLOCK_H, BLOCK, 1, HAS_C2P, HAS_P2C, side == 3, False,
                     )  # fmt: skip
                     scores = tl.dot(row_query, key.T, terms, input_precision=PRECISION)
-                if HAS_MASK or side == 3:
+                if side == 3:
                     scores += tl.where(live, 0.0, float("-inf"))[None, :]
                 # One more tile of the online softmax.
                 new_maximum = tl.maximum(maximum, tl.max(scores, 1) * postscale + row_bias)
@@ -136,7 +139,13 @@ def forward_kernel(
                 accumulator = tl.dot(probabilities.to(dtype), value, accumulator, input_precision=PRECISION)
                 maximum = new_maximum
 
-    row0, size_q = anew(row0), anew(size_q)
+    # Anew, or it would be kept in registers through the loops. All of it costs instructions where there is no need.
+    if HAS_DROPOUT:
+        tile, local_head = program_anew(num_heads)
+        head_64 = (first_head + local_head).to(tl.int64)
+        _, row0, start_q, size_q = find_tile(tile, map_q_ptr, cu_q_ptr, anew(num_queries), BLOCK, IS_PACKED)
+    else:
+        row0, size_q = anew(row0), anew(size_q)
     has_key = total > 0.0
     context = accumulator * tl.where(has_key, keep_scale / tl.where(has_key, total, 1.0), 0.0)[:, None]
     out = out_ptr + (start_q.to(tl.int64) * num_heads + head_64) * HEAD_WIDTH

@@ -1,13 +1,15 @@
 """Launches the fused kernels: workspaces and grids; forward and backward of whole tensors.
 
-Workspace. Forward has one tile of scratch for each program; backward also has the stored dS of some heads. Heads are
-taken in as many rounds as keep it within WORKSPACE_BYTES (one head at least), each with the same results.
+Workspace. Forward has one tile of scratch for each program; backward also has the stored dS of some heads, and with
+dropout its decisions, a bit a score. Heads are taken in as many rounds as keep it within WORKSPACE_BYTES (one head at
+least), each with the same results.
 Used by: registered.py, benchmarks/resources.py. Tested by: tests/kernels/test_triton_attention.py.
 Not here: the kernels' arguments (attention_call.py), tile sizes (tile_sizes.py), argument checks (op.py), torch.library
 (registered.py).
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -17,6 +19,7 @@ from disentangled.kernels.disentangled_attention.attention_call import Call, Pro
 from disentangled.kernels.disentangled_attention.backward import key_value_kernel, query_kernel, row_kernel
 from disentangled.kernels.disentangled_attention.distance_tables import fold_kernel
 from disentangled.kernels.disentangled_attention.forward import forward_kernel
+from disentangled.kernels.disentangled_attention.keep_words import WORD_QUERIES, keep_words_kernel
 from disentangled.kernels.disentangled_attention.table_gradients import end_gradient_kernel, table_gradient_kernel
 
 WORKSPACE_BYTES = 256 << 20
@@ -24,6 +27,7 @@ WORKSPACE_BYTES = 256 << 20
 TABLE_SPLITS = 4
 FOLD_ROWS = 16
 END_ROWS = 64
+WORD_KEYS = 256
 
 
 def forward(
@@ -41,10 +45,10 @@ def forward(
         forward_kernel[call.query_tiles, num_heads](
             call.query, call.key, call.value, out, lse, call.key_table, call.query_table,
             torch.empty(num_heads * scratch_elements, dtype=query.dtype, device=query.device),
-            **call.places, map_q_ptr=call.map_q, **call.strides,
+            **call.places, key_whole_ptr=call.key_whole, map_q_ptr=call.map_q, **call.strides,
             num_heads=call.num_heads, num_queries=call.num_queries, num_keys=call.num_keys,
-            num_all_queries=call.num_all_queries, **call.tables, **call.random, first_head=first_head,
-            **call.constants, **call.config("forward").options,
+            num_all_queries=call.num_all_queries, **call.tables, **call.draw, keep_scale=call.keep_scale,
+            first_head=first_head, **call.constants, **call.config("forward").options,
         )  # fmt: skip
     return out, lse
 
@@ -73,11 +77,12 @@ def backward(
 
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     grad_strides = dict(zip(("stride_gb", "stride_gt", "stride_gh"), strides_of(grad_out), strict=True))
-    rows = torch.empty((*lse.shape, 2), dtype=lse.dtype, device=device)
-    row_kernel[triton.cdiv(call.num_all_queries, 64), call.num_heads](
-        out, grad_out, lse, rows, **grad_strides,
+    rows = torch.empty((call.num_heads, call.query_tiles, block, 2), dtype=lse.dtype, device=device)
+    row_kernel[call.query_tiles, call.num_heads](
+        out, grad_out, lse, rows, map_q_ptr=call.map_q, cu_q_ptr=call.places["cu_q_ptr"], **grad_strides,
         num_heads=call.num_heads, num_queries=call.num_queries, num_all_queries=call.num_all_queries,
-        HEAD_WIDTH=call.head_width, BLOCK_H=call.block_h, BLOCK=64, num_warps=4,
+        keep_scale=call.keep_scale, HEAD_WIDTH=call.head_width, BLOCK_H=call.block_h, BLOCK=block,
+        IS_PACKED=call.is_packed, num_warps=4,
     )  # fmt: skip
 
     left, right = call.tables["last_left"], -call.tables["last_right"]
@@ -86,7 +91,9 @@ def backward(
     scratch_elements = call.key_tiles * 4 * block**2
     by_query_elements, by_key_elements = call.num_all_queries * width_k, call.num_all_keys * width_q
     head_elements = scratch_elements + by_query_elements + by_key_elements
-    for first_head, num_heads in _rounds(call.num_heads, head_elements * query.element_size()):
+    word_rows, word_width = call.word_shape
+    head_bytes = head_elements * query.element_size() + 4 * word_rows * word_width
+    for first_head, num_heads in _rounds(call.num_heads, head_bytes):
         workspace = torch.empty(num_heads * head_elements, dtype=dtype, device=device)
         by_query, by_key, scratch = workspace.split(
             [num_heads * by_query_elements, num_heads * by_key_elements, num_heads * scratch_elements]
@@ -101,8 +108,9 @@ def backward(
         )  # fmt: skip
         shared = {
             **call.strides, **grad_strides, "num_heads": call.num_heads, "num_queries": call.num_queries,
-            "num_keys": call.num_keys, "num_all_queries": call.num_all_queries, **call.tables, "scale": problem.scale,
-            **call.random, "first_head": first_head, **call.constants,
+            "num_keys": call.num_keys, "num_all_queries": call.num_all_queries, **call.tables, "scale": call.grad_scale,
+            "num_row_tiles": call.query_tiles, "first_head": first_head, **call.constants,
+            **keep_words(call, word_rows, word_width, first_head, num_heads),
         }  # fmt: skip
         for is_far in (True, False) if call.has_far else (False,):
             key_value_kernel[call.key_tiles, num_heads](
@@ -110,7 +118,7 @@ def backward(
                 by_query, by_key, call.key_table, call.query_table, key_sums, scratch, **call.places,
                 map_k_ptr=call.map_k, num_all_keys=call.num_all_keys, num_sums=num_sums,
                 width_q=width_q, width_k=width_k, lead_q=lead_q, lead_k=lead_k,
-                IN_PAIRS=call.reads_pairs, IS_FAR=is_far, **shared,
+                keep_scale=call.keep_scale, IS_FAR=is_far, **shared,
                 **call.config("far_key_value" if is_far else "key_value").options,
             )  # fmt: skip
         query_kernel[call.query_tiles, num_heads](
@@ -134,6 +142,21 @@ def backward(
     return grad_query, grad_key, grad_value, grad_rel_key, grad_rel_query
 
 
+def keep_words(call: Call, rows: int, width: int, first_head: int, num_heads: int) -> dict[str, Any]:
+    """Dropout's decisions for some heads, as the kernels take them; rows and width are call.word_shape."""
+    words = None
+    if call.problem.dropout is not None:
+        words = torch.empty((num_heads, rows, width), dtype=torch.int32, device=call.device)
+        tiles = rows - 1
+        cu_q, cu_k = call.places["cu_q_ptr"], call.places["cu_k_ptr"]
+        keep_words_kernel[tiles, triton.cdiv(width, WORD_KEYS), num_heads](
+            words, call.tile_map(cu_q, tiles, WORD_QUERIES) if call.is_packed else None, cu_q, cu_k, **call.draw,
+            num_queries=call.num_queries, num_keys=call.num_keys, num_rows=rows, width=width, first_head=first_head,
+            BLOCK_K=WORD_KEYS, IS_PACKED=call.is_packed, num_warps=1,
+        )  # fmt: skip
+    return {"words_ptr": words, "num_word_rows": rows, "word_width": width}
+
+
 def _table_gradients(
     call: Call, grad_rel_key: Tensor | None, grad_rel_query: Tensor | None,
     by_query: Tensor, by_key: Tensor, sums: Tensor, num_sums: int,
@@ -152,7 +175,7 @@ def _table_gradients(
         "key_stop_ptr": call.places["key_stop_ptr"],
         "first_block": first_block,
         **{name: call.tables[name] for name in ("num_table_rows", "table_offset", "last_left", "last_right")},
-        "scale": call.problem.scale,
+        "scale": call.grad_scale,
         "first_head": first_head,
         "HEAD_WIDTH": call.head_width,
         "BLOCK_H": call.block_h,
@@ -192,7 +215,7 @@ def _table_gradients(
         if call.has_far:
             end_gradient_kernel[end_tiles[side], num_heads](
                 x, sums[side * num_heads * call.num_all_queries :], ends[side * end_tiles[0] :], **strides,
-                num_rows=num_rows, num_all_rows=num_all_rows, num_sums=num_sums, scale=call.problem.scale,
+                num_rows=num_rows, num_all_rows=num_all_rows, num_sums=num_sums, scale=call.grad_scale,
                 first_head=first_head, HEAD_WIDTH=call.head_width, BLOCK_H=call.block_h, BLOCK=END_ROWS,
                 num_warps=4,
             )  # fmt: skip

@@ -19,16 +19,15 @@ class Config:
     block: int
     num_warps: int = 4
     num_stages: int = 2
+    maxnreg: int | None = None  # 255: the assembler must not spill registers for one more program at a time
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, int | None]:
         """What a launch is given besides the kernel's arguments."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.maxnreg}
 
 
-def config(
-    kernel: str, head_width: int, dtype: torch.dtype, has_mask: bool, has_dropout: bool, capability: int = 90
-) -> Config:
+def config(kernel: str, head_width: int, dtype: torch.dtype, has_dropout: bool, capability: int = 90) -> Config:
     """What a kernel is launched with: the largest tiles that spill no register, by benchmarks/resources.py.
 
     All kernels of the backward pass have one tile size, as they share what is stored by tiles. Before Hopper, and on
@@ -42,21 +41,13 @@ def config(
             return Config(block=16, num_stages=1)
         return Config(block=32, num_warps=4 if kernel == "table_gradient" else 8, num_stages=1)
     if not has_room:
-        return Config(block=32, num_stages=1)
-    if has_dropout and (has_mask or kernel != "forward"):
-        # Of narrow heads two warps hold all that four do, and draw half as often.
-        return Config(block=32, num_warps=2 if kernel == "query" and head_width <= 32 else 4)
-    return Config(block=64, num_stages=1 if has_dropout or kernel == "far_key_value" else 2)
-
-
-def reads_pairs(dtype: torch.dtype, has_both_terms: bool, has_mask: bool, capability: int) -> bool:
-    """Whether dK and dV read what belongs to a row, lse and rowsum(O dO), as one load of pairs: fewer instructions.
-
-    It takes registers that only Hopper has left, and not there in float16, whose terms are scaled. Two loads of BLOCK
-    numbers Triton 3.6 lays out as their user needs them, each number in many threads: 41.6 instructions a score element
-    instead of 32.5.
-    """
-    return capability == 90 and dtype != torch.float16 and has_both_terms and not has_mask
+        return Config(block=32, num_stages=1, maxnreg=255 if kernel == "forward" else None)
+    if dtype == torch.float16 and has_dropout and kernel != "forward":
+        return Config(block=32)  # its scaled keys or queries are one tile more
+    if capability >= 100 and (kernel == "key_value" or (kernel == "forward" and has_dropout)):
+        return Config(block=64, num_stages=1, maxnreg=255)
+    has_stages = kernel != "far_key_value" and not (has_dropout and (kernel == "forward" or capability >= 100))
+    return Config(block=64, num_stages=2 if has_stages else 1)
 
 
 @functools.cache

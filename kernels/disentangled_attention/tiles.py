@@ -31,9 +31,9 @@ PRECISION = tl.constexpr("tf32x3")
 # Arguments that change from batch to batch: a kernel is not compiled again for a value of theirs.
 DATA_DEPENDENT = (
     "num_queries", "num_keys", "num_all_queries", "num_all_keys", "num_sums", "num_rows", "num_columns", "num_all_rows",
-    "num_tiles", "num_query_tiles", "num_key_tiles", "num_documents", "num_table_rows", "table_offset", "last_left",
-    "last_right", "first_row", "stop_row", "first_block", "first_head", "key_0", "key_1", "stream", "layer",
-    "threshold",
+    "num_tiles", "num_query_tiles", "num_key_tiles", "num_row_tiles", "num_word_rows", "num_documents",
+    "num_table_rows", "table_offset", "last_left", "last_right", "first_row", "stop_row", "first_block", "first_head",
+    "key_0", "key_1", "stream", "layer", "threshold",
 )  # fmt: skip
 
 
@@ -59,6 +59,16 @@ def anew(scalar):
     if IS_INTERPRETED:
         return scalar
     return tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [scalar], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def program_anew(scalar):
+    """The program's first two numbers, which the compiler takes for others; `scalar` is any, for it to have one."""
+    if IS_INTERPRETED:
+        return tl.program_id(0), tl.program_id(1)
+    first = tl.inline_asm_elementwise("mov.u32 $0, %ctaid.x;", "=r,r", [scalar], dtype=tl.int32, is_pure=False, pack=1)
+    second = tl.inline_asm_elementwise("mov.u32 $0, %ctaid.y;", "=r,r", [scalar], dtype=tl.int32, is_pure=False, pack=1)
+    return first, second
 
 
 @triton.jit
@@ -101,6 +111,13 @@ def find_tile(slot, map_ptr, cu_seqlens_ptr, length, BLOCK: tl.constexpr, IS_PAC
 
 
 @triton.jit
+def first_tile(document, start, length, BLOCK: tl.constexpr, IS_PACKED: tl.constexpr):
+    """Number of a document's first tile, int64: what find_tile turns into its first row."""
+    tile = start // BLOCK + document if IS_PACKED else document * tl.cdiv(length, BLOCK)
+    return tile.to(tl.int64)
+
+
+@triton.jit
 def span_of(document, cu_seqlens_ptr, length, IS_PACKED: tl.constexpr):
     """First token and number of tokens of a document, on the other side of the attention."""
     if IS_PACKED:
@@ -134,6 +151,19 @@ def load_live_rows(
 def load_rows(base_ptr, first, stop, stride_t, HEAD_WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_H: tl.constexpr):
     """The same, zero from row `stop` on."""
     return load_live_rows(base_ptr, first, tl.arange(0, BLOCK) < stop - first, stride_t, HEAD_WIDTH, BLOCK, BLOCK_H)
+
+
+@triton.jit
+def load_clamped_rows(
+    base_ptr, first, stop, stride_t, HEAD_WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_H: tl.constexpr
+):
+    """The same with the last row again from `stop` on, which takes fewer registers than a mask."""
+    tile_ptr = base_ptr + first * tl.cast(stride_t, tl.int64)
+    place = tl.minimum(tl.arange(0, BLOCK), stop - first - 1)
+    pointers = tile_ptr + place[:, None] * stride_t + tl.arange(0, BLOCK_H)[None, :]
+    if BLOCK_H != HEAD_WIDTH:
+        return tl.load(pointers, mask=(tl.arange(0, BLOCK_H) < HEAD_WIDTH)[None, :], other=0.0)
+    return tl.load(pointers)
 
 
 @triton.jit
@@ -251,7 +281,7 @@ def position_terms(
     Triton reads ahead what a pipelined loop loads, even where the loop itself writes it. It cannot do that with these
     rows, which begin at any address; benchmarks/read_ahead.py looks whether it does.
     """
-    PARTS: tl.constexpr = 2 if IS_PIPELINED else 1
+    PARTS: tl.constexpr = 2 if IS_PIPELINED or CLAMP else 1
     WIDTH: tl.constexpr = 2 * BLOCK
     offs_r, offs_c = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
     column_scratch_ptr = scratch_ptr + BLOCK * WIDTH

@@ -48,6 +48,19 @@ def test_other_memory_is_not(to: str, read: str) -> None:
     assert written_and_read_ahead(ir(to, read)) == set()
 
 
+def loop(carried: str, from_argument: str, line: str) -> str:
+    """A loop that carries a pointer."""
+    return f"scf.for %i = %c0 to %n step %c1 iter_args({carried} = %{from_argument}) -> (!tt.ptr<bf16>)\n{line}"
+
+
+def test_a_name_is_another_one_in_the_next_loop() -> None:
+    copy, store = COPY.replace("%from", "%arg1"), STORE.replace("%to", "%arg1")
+    one_memory = [loop("%arg1", "scratch_ptr", copy), loop("%arg1", "scratch_ptr", store)]
+    others = [loop("%arg1", "scratch_ptr", copy), loop("%arg1", "out_ptr", store)]
+    assert written_and_read_ahead("\n".join(one_memory)) == {"scratch_ptr"}
+    assert written_and_read_ahead("\n".join(others)) == set()
+
+
 def test_triton_does_read_ahead_what_a_loop_writes_and_such_a_program_is_refused() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.benchmarks.reads_ahead"]

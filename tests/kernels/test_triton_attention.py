@@ -85,6 +85,9 @@ CASES = {
     "p2c": lambda: case_of(36).with_tensors(rel_key=None),
     "no positions": lambda: case_of(36).with_tensors(rel_key=None, rel_query=None),
     "mask": lambda: case_of(37, batch=2, key_padding_mask=scattered_mask(2, 37)),
+    "padding after the keys, dropout": lambda: case_of(
+        50, batch=2, key_padding_mask=torch.arange(50) < torch.tensor([[50], [35]]), dropout=dropout_of(5, 6)
+    ),
     "packed, other keys": lambda: packed(DOCUMENTS, OTHER_KEYS, max_seqlen_q=33, max_seqlen_k=20),
     "dropout": lambda: case_of(20, batch=2, dropout=dropout_of(5, 2**33 + 7, first_token=9)),
     "width 24": lambda: case_of(20, head_width=24),
@@ -214,9 +217,11 @@ def test_rows_without_documents_give_zeros(lengths: tuple[int, ...]) -> None:
         assert not result.any()
 
 
+@pytest.mark.parametrize("has_mask", [False, True])
 @pytest.mark.parametrize(("batch", "num_queries", "num_keys"), [(0, 4, 4), (3, 0, 0), (1, 0, 5), (2, 5, 0)])
-def test_empty_sides_give_zeros(batch: int, num_queries: int, num_keys: int) -> None:
-    results = case_of(num_queries, num_keys, batch=batch).on(DEVICE).run("triton")
+def test_empty_sides_give_zeros(batch: int, num_queries: int, num_keys: int, has_mask: bool) -> None:
+    mask = {"key_padding_mask": torch.ones(batch, num_keys, dtype=torch.bool)} if has_mask else {}
+    results = case_of(num_queries, num_keys, batch=batch, **mask).on(DEVICE).run("triton")
     assert results["output"].shape[:2] == (batch, num_queries)
     for name, result in results.items():
         assert not result.any(), name
@@ -228,7 +233,7 @@ def test_gradients_are_equal_bit_for_bit_when_repeated() -> None:
 
 
 def test_heads_in_rounds_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_of(9, heads=2).on(DEVICE)
+    case = case_of(9, heads=2, dropout=dropout_of(4)).on(DEVICE)
     expected = case.run("triton")
     monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
     assert_equal_results(case.run("triton"), expected)
