@@ -1,13 +1,14 @@
 """Four steps of both models under every ZeRO stage: torchrun -m tests.integration.zero_stages PART SHARDS FILE.
 
-What: for each case of PART ("fast" or "all") the losses and gradient norms of every step, held-out losses, and the
-parameters that got no gradient; written to FILE as JSON by the first rank.
+What: for each case of PART ("fast" or "all") the losses and gradient norms of every step, held-out losses, the
+parameters that got no gradient, and what made the host wait; written to FILE as JSON by the first rank.
 Used by: tests/integration/test_zero_stages.py.
 """
 
 import itertools
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.run_config import RunConfig, accumulation_steps
+from tests.host_waits import HostWaits
 from tests.trainer.tiny_run import Parts, build_parts, tiny_config
 
 NUM_STEPS = 4
@@ -100,8 +102,15 @@ def case_config(shards: Path, algorithm: str, clipping: str, micro_sequences: in
     )
 
 
-def run_steps(parts: Parts, engines: EnginePair, ranks: Any) -> list[float]:
-    """Everything that is reported of a run, as means over all ranks."""
+# Where a step may wait: in DeepSpeed's part of an update, as the host must know the gradient's norm; in what only a CPU
+# runs, two checks and the attention of packed rows; and in watch_gradients, below.
+MAY_WAIT = ("_take_model_step", "check_tensors", "check_draw", "packed_groups", "unpad_into", "look_and_step")
+
+
+def run_steps(
+    parts: Parts, engines: EnginePair, ranks: Any, waits: AbstractContextManager[Any] | None = None
+) -> list[float]:
+    """Everything that is reported of a run, as means over all ranks; the last step runs within `waits`."""
     step = RtdStep(engines, parts.config, parts.sampling, ranks.world_size)
     losses: list[float] = []
     batch = parts.config.batch
@@ -110,7 +119,8 @@ def run_steps(parts: Parts, engines: EnginePair, ranks: Any) -> list[float]:
         consumed, accumulation = consumed_samples(batch, number), micro_batches_at(batch, number, ranks.world_size)
         batches = parts.training.step_batches(consumed, accumulation, ranks.rank, ranks.world_size)
         counts = ranks.sum_on_host([sum(b.num_masked for b in batches), sum(b.num_live for b in batches)])
-        step.run(batches, GlobalCounts(*counts), number, sums)
+        with waits if waits and number == NUM_STEPS - 1 else nullcontext():
+            step.run(batches, GlobalCounts(*counts), number, sums)
         metrics = sums.take()
         norms = (engines.generator.gradient_norm(), engines.discriminator.gradient_norm())
         losses += [metrics["mlm_loss"], metrics["rtd_loss"], *norms, engines.delta_ratio()]
@@ -145,7 +155,9 @@ def run_case(shards: Path, case: Case, ranks: Ranks) -> dict[str, Any]:
     without: set[str] = set()
     watch_gradients(engines.generator, without)
     watch_gradients(engines.discriminator, without)
-    return {"losses": run_steps(parts, engines, ranks), "without_gradient": sorted(without)}
+    waits = HostWaits(*MAY_WAIT)
+    losses = run_steps(parts, engines, ranks, waits)
+    return {"losses": losses, "without_gradient": sorted(without), "waits": sorted(waits.found)}
 
 
 def meet_dead_parameter(shards: Path, ranks: Ranks) -> str:

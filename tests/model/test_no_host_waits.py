@@ -1,40 +1,15 @@
-"""Nothing that makes the host wait for a device: operations that read a value, or whose result's size is a value.
-
-They are seen on a CPU, by name, so no GPU is needed; `torch.cuda.set_sync_debug_mode` would say the same of a GPU.
-"""
+"""The head, the losses and their metrics never make the host wait for a device (a whole step: tests/integration/)."""
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from disentangled.kernels.masked_lm_loss import eager
 from disentangled.model.discriminator import DiscriminatorOutput
 from disentangled.model.rtd_head import ReplacedTokenHead, rtd_loss_sum
 from disentangled.trainer.metrics import MetricSums
+from tests.host_waits import HostWaits
 from tests.kernels.masked_lm_case import masked_lm_case
 from tests.model.tiny_models import packed_run, scramble, tiny_config
-
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal"}
-
-
-class HostWaits(TorchDispatchMode):
-    """Collects the names of the operations that wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = function._schema.name.removeprefix("aten::")
-        is_indexed_by_bool = name.startswith("index") and any(
-            isinstance(x, torch.Tensor) and x.dtype == torch.bool
-            for indices in arguments
-            if isinstance(indices, list | tuple)
-            for x in indices
-        )
-        if name in WAITING or is_indexed_by_bool:
-            self.found.add(name)
-        return function(*arguments, **(options or {}))
 
 
 @pytest.mark.parametrize("wait", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: (x > 0).nonzero()])
@@ -42,6 +17,15 @@ def test_what_waits_is_found(wait):
     with HostWaits() as waits:
         wait(torch.ones(3))
     assert waits.found
+
+
+def test_what_waits_where_it_may_is_not():
+    def may_wait():
+        return torch.ones(3).sum().item()
+
+    with HostWaits("may_wait") as waits:
+        may_wait()
+    assert not waits.found
 
 
 def test_rtd_head_loss_and_metrics_never_wait():
