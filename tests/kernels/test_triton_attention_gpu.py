@@ -47,6 +47,7 @@ def test_every_length_is_no_worse_than_eager(num_tokens: int, dtype: torch.dtype
     mask = torch.ones(3, num_tokens, dtype=torch.bool)
     mask[0, num_tokens // 2 + 2 :] = False
     mask[1] = False
+    mask[2, num_tokens // 3] = False  # a hole
     case = attention_case(num_tokens, batch=3, dtype=dtype, head_width=64).on("cuda")
     if num_tokens > 1:  # with one key eager code is exact: test_triton_attention.py
         case.assert_no_worse_than_eager("triton")
