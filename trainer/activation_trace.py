@@ -38,7 +38,8 @@ class WithoutArithmetic(TorchDispatchMode):
     """Inside, large tensors are memory of the right form that nothing is written to.
 
     A pass then takes as long as its calls do, whatever its sizes, and none of the machine's memory, as pages that
-    nothing touches take none. Small tensors are computed: shapes hang on some of them.
+    nothing touches take none. Small tensors are computed: shapes hang on some of them, and distance tables and places
+    of tokens are kept for passes to come, which may compute.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +50,7 @@ class WithoutArithmetic(TorchDispatchMode):
         if is_view or torch.Tag.data_dependent_output in func.tags:
             return func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if given and all(leaf.numel() <= SMALL_ELEMENTS for leaf in given):
+        if given and _are_small(given):
             return func(*args, **kwargs)
         written = _written_arguments(func, args, kwargs)
         if written:
@@ -61,8 +62,15 @@ class WithoutArithmetic(TorchDispatchMode):
             made = func(*meta_args, **meta_kwargs)
         except NotImplementedError:  # its shape hangs on numbers
             return func(*args, **kwargs)
+        is_filled = not given and not func._schema.name.startswith("aten::empty")  # arange and its like
+        if is_filled and _are_small(tree_leaves(made)):
+            return func(*args, **kwargs)
         device = given[0].device if given else torch.device(kwargs.get("device") or "cpu")
         return tree_map_only(Tensor, partial(_empty_like, device=device), made)
+
+
+def _are_small(values: list[Any]) -> bool:
+    return all(value.numel() <= SMALL_ELEMENTS for value in values if isinstance(value, Tensor))
 
 
 def _empty_like(value: Tensor, device: torch.device | str) -> Tensor:

@@ -1,6 +1,8 @@
 """Memory as planned against the tensors of real runs, at each ZeRO stage."""
 
 import contextlib
+import functools
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from disentangled.trainer.activation_trace import trace_activations
+from disentangled.kernels.counter_rng import Stream
+from disentangled.model.generator import Generator, Sampling
+from disentangled.model.noise import generator_noise
+from disentangled.trainer.activation_trace import full_batch, trace_activations
 from disentangled.trainer.allocated_bytes import AllocatedBytes
 from disentangled.trainer.ds_config import load_ds_config
 from disentangled.trainer.memory_plan import describe_memory, plan_memory
@@ -76,6 +81,28 @@ def test_a_pass_without_arithmetic_holds_what_a_computed_one_does(
     skipped = trace_activations(model, config, 8192, precision, CPU)
     monkeypatch.setattr("disentangled.trainer.activation_trace.WithoutArithmetic", contextlib.nullcontext)
     assert skipped == pytest.approx(trace_activations(model, config, 8192, precision, CPU), rel=0.01)
+
+
+def test_a_pass_without_arithmetic_leaves_nothing_uncomputed_in_caches() -> None:
+    config = load_run_config("tiny", [*OVERRIDES, "data.sequence_length=160"])
+    model, batch = Generator(config.model.generator(1024), mask_id=0, seed=1), full_batch(2, 160, 0.15)
+    sampling = Sampling(0, Stream.REPLACEMENT, torch.zeros(1024, dtype=torch.bool))
+
+    def loss() -> float:
+        made = model(batch.original_ids, batch.layout(), batch.masked_rows, generator_noise(0, 0), sampling)
+        return float(made.mlm_loss_sum.detach())
+
+    empty_caches()
+    expected = loss()
+    empty_caches()
+    trace_activations("generator", config, 1024, "fp32", CPU)
+    assert loss() == expected
+
+
+def empty_caches() -> None:
+    for cached in gc.get_objects():
+        if type(cached) is functools._lru_cache_wrapper and cached.__module__.startswith("disentangled."):
+            cached.cache_clear()
 
 
 def test_allocated_bytes_are_those_alive_at_once() -> None:
