@@ -22,9 +22,10 @@ import triton
 from torch import Tensor
 
 from benchmarks.environment import describe_environment, device_name
+from benchmarks.launches import Launch, caught
 from benchmarks.measure import milliseconds
 from benchmarks.ops import device_folder
-from benchmarks.resources import CAPABILITIES, Launch, Recorder, compile_launch
+from benchmarks.resources import CAPABILITIES, resources_of
 from disentangled.kernels.hidden_dropout import dropout, fused
 
 TESTS = "tests/kernels/test_hidden_dropout.py"
@@ -35,18 +36,14 @@ RESULTS = Path(__file__).parent / "results"
 
 def resources(dtypes: Sequence[torch.dtype], capabilities: Sequence[int]) -> Iterator[dict[str, Any]]:
     """A row for each dtype, width and GPU."""
-    kernel = fused.hidden_dropout_kernel
     for dtype in dtypes:
         for width in WIDTHS:
             launches: list[Launch] = []
             places = torch.zeros(ROWS, dtype=torch.int64)
-            fused.hidden_dropout_kernel = Recorder(kernel, launches)  # type: ignore[assignment]
-            try:
+            with caught(launches.append, capabilities[0], fused):
                 fused.launch(torch.zeros(ROWS, width, dtype=dtype), PROBABILITY, 1, 3, 5, places, places, 1 << 24)
-            finally:
-                fused.hidden_dropout_kernel = kernel
             for capability in capabilities:
-                found = compile_launch(launches[0], capability)
+                found = resources_of(launches[0], capability)
                 name = str(dtype).removeprefix("torch.")
                 yield {"capability": capability, "dtype": name, "width": width, **dataclasses.asdict(found)}
 

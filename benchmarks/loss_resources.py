@@ -20,11 +20,11 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.resources import CAPABILITIES, SHARED_MEMORY_BYTES, Launch, Recorder, compile_launch
+from benchmarks.launches import Launch, caught
+from benchmarks.resources import CAPABILITIES, SHARED_MEMORY_BYTES, resources_of
 from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.masked_lm_loss import Draw, launch
 
-KERNELS = ("statistics_kernel", "finish_kernel", "grad_logits_kernel")
 NUM_ROWS = 300  # neither 1 nor a multiple of 16: what a launch may meet
 
 
@@ -55,22 +55,15 @@ VARIANTS = (
 def recorded_launches(variant: Variant, capability: int) -> list[Launch]:
     """Every launch of a forward pass and the first of a backward pass; nothing is computed."""
     launches: list[Launch] = []
-    replaced = {name: getattr(launch, name) for name in (*KERNELS, "capability_of")}
     rows = torch.zeros(NUM_ROWS, dtype=torch.int64)
     draw = Draw(2, Stream.REPLACEMENT, rows, rows, torch.zeros(variant.num_ids, dtype=torch.bool))
     hidden = torch.zeros(NUM_ROWS, variant.width, dtype=variant.dtype)
     table = torch.zeros(1, variant.width, dtype=variant.table_dtype).expand(variant.num_ids, -1)
     bias = torch.zeros(variant.num_ids, dtype=variant.table_dtype)
-    try:
-        for name in KERNELS:
-            setattr(launch, name, Recorder(replaced[name], launches))
-        launch.capability_of = lambda _device: capability  # type: ignore[assignment]
+    with caught(launches.append, capability, launch):
         launch.forward(hidden, table, bias, rows, draw)
         # One chunk's products are enough: all chunks are launched alike.
         launch.backward(torch.ones(()), hidden, table[:4096], bias[:4096], rows, *torch.zeros(2, NUM_ROWS))
-    finally:
-        for name, value in replaced.items():
-            setattr(launch, name, value)
     return launches[:3]
 
 
@@ -79,7 +72,7 @@ def rows_of(chosen: Sequence[Variant], capabilities: Sequence[int]) -> Iterator[
     for variant in chosen:
         for capability in capabilities:
             for recorded in recorded_launches(variant, capability):
-                resources = compile_launch(recorded, capability)
+                resources = resources_of(recorded, capability)
                 yield {
                     "capability": capability,
                     "variant": str(variant),

@@ -24,10 +24,8 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from benchmarks.read_ahead import written_and_read_ahead
+from benchmarks.launches import Launch, caught, compile_launch
 from disentangled.kernels.disentangled_attention import AttentionDropout, attention_call, launch, tile_sizes
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
@@ -36,10 +34,6 @@ CAPABILITIES = (80, 90, 100)
 HEADS = 4
 # Shared memory that one program may have, bytes: CUDA C++ programming guide, table of technical specifications.
 SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-TRITON_TYPES = {
-    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
-    torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,51 +85,11 @@ def variants() -> Iterator[Variant]:
             yield Variant(dtype=dtype, head_width=head_width, **call)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel and the arguments that it would have been launched with."""
-
-    kernel: Any
-    arguments: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return str(self.kernel.fn.__name__)
-
-
-class Recorder:
-    """Stands for a kernel in launch.py or attention_call.py."""
-
-    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, _grid: tuple[int, ...]) -> Any:
-        def record(*args: Any, **kwargs: Any) -> None:
-            named = dict(zip(self.kernel.arg_names, args, strict=False))
-            self.launches.append(Launch(self.kernel, named | kwargs))
-
-        return record
-
-
 def recorded_launches(variant: Variant, capability: int = 90) -> list[Launch]:
     """Every launch of one forward and backward pass on such a GPU, in order; nothing is computed."""
     launches: list[Launch] = []
-    capability_of = tile_sizes.capability_of
-    kernels = [
-        (module, name, x)
-        for module in (attention_call, launch)
-        for name, x in vars(module).items()
-        if hasattr(x, "arg_names") and name.endswith("_kernel")
-    ]
-    try:
-        for module, name, kernel in kernels:
-            setattr(module, name, Recorder(kernel, launches))
-        tile_sizes.capability_of = lambda _device: capability  # type: ignore[assignment]
+    with caught(launches.append, capability, attention_call, launch, tile_sizes):
         _run(variant)
-    finally:
-        tile_sizes.capability_of = capability_of
-        for module, name, kernel in kernels:
-            setattr(module, name, kernel)
     return launches
 
 
@@ -170,43 +124,13 @@ class Resources:
     loop_instructions: tuple[float, ...]
 
 
-def compile_launch(recorded: Launch, capability: int) -> Resources:
-    """Compiles what would have been launched, specialised as Triton's launcher specialises it.
-
-    Raises:
-        RuntimeError: the program reads ahead what it writes itself, so its results would be wrong.
-    """
-    kernel, options = recorded.kernel, {}
-    signature, constants, attributes = {}, {}, {}
-    arguments = dict(recorded.arguments)
-    for option in ("num_warps", "num_stages", "maxnreg"):
-        if option in arguments:
-            options[option] = arguments.pop(option)
-    for index, parameter in enumerate(kernel.params):
-        name, value = parameter.name, arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = TRITON_TYPES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value is None:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1 and not parameter.do_not_specialize:
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    if own := written_and_read_ahead(compiled.asm["ttgir"]):
-        raise RuntimeError(
-            f"{recorded.name} at sm_{capability} reads {', '.join(sorted(own))} ahead, which it writes itself: launch"
-            " it with num_stages=1, or read with addresses that Triton cannot copy from ahead"
-        )
+def resources_of(recorded: Launch, capability: int) -> Resources:
+    """Of the program that would have been launched; RuntimeError as launches.compile_launch has it."""
+    compiled = compile_launch(recorded, capability)
+    arguments = recorded.arguments
     block = arguments.get("BLOCK", 1)
-    elements = arguments.get("BLOCK_M", block) * arguments.get("BLOCK_V", block) / (options.get("num_warps", 4) * 32)
-    return _read_resources(compiled, capability, elements)
+    elements = arguments.get("BLOCK_M", block) * arguments.get("BLOCK_V", block)
+    return _read_resources(compiled, capability, elements / (arguments.get("num_warps", 4) * 32))
 
 
 def _read_resources(compiled: Any, capability: int, elements_per_thread: float) -> Resources:
@@ -258,7 +182,7 @@ def rows(chosen: Sequence[Variant], capabilities: Sequence[int]) -> Iterator[dic
     for variant in chosen:
         for capability in capabilities:
             for recorded in recorded_launches(variant, capability):
-                resources = compile_launch(recorded, capability)
+                resources = resources_of(recorded, capability)
                 yield {
                     "capability": capability,
                     "variant": str(variant),

@@ -17,6 +17,10 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+# What a launcher would have set for a single rank.
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+_set_here: set[str] = set()  # variables that join_ranks set
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -62,9 +66,12 @@ class Ranks:
 def join_ranks() -> Ranks:
     """Join the other ranks that the launcher started; alone where there was no launcher."""
     _quieten_libraries()
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    missing = {name: value for name, value in ALONE.items() if name not in os.environ}
+    os.environ.update(missing)
+    _set_here.update(missing)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = "0" if os.environ["WORLD_SIZE"] == "1" else "29500"
+        _set_here.add("MASTER_PORT")
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         # this optional op needs a C++ compiler at run time; gloo does its work, and the first start is shorter
@@ -91,6 +98,8 @@ def leave_ranks() -> None:
     """Close what join_ranks opened, if anything: a process that ends with gloo's threads running may abort."""
     if deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()  # not torch's: DeepSpeed keeps groups, and must forget them too
+    while _set_here:  # or a library that looks for a launcher, as accelerate does, would find one
+        os.environ.pop(_set_here.pop(), None)
 
 
 def _quieten_libraries() -> None:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.resources import Launch, compile_launch
+from benchmarks.launches import Launch, compile_launch
 from disentangled.kernels.disentangled_attention.tiles import program_barrier
 
 

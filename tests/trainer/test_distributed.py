@@ -1,5 +1,7 @@
 """Ranks are joined and left more than once in a process, as by a notebook that measures and then trains."""
 
+import os
+
 import deepspeed
 import torch
 import torch.distributed as dist
@@ -8,7 +10,8 @@ from deepspeed.utils import groups
 from disentangled.trainer.distributed import join_ranks, leave_ranks
 
 
-def test_groups_of_ranks_that_were_left_are_forgotten() -> None:
+def test_groups_and_variables_of_ranks_that_were_left_are_forgotten() -> None:
+    environment = dict(os.environ)
     for _ in range(2):
         ranks = join_ranks()
         try:
@@ -20,3 +23,4 @@ def test_groups_of_ranks_that_were_left_are_forgotten() -> None:
             leave_ranks()
     assert not dist.is_initialized()
     leave_ranks()  # nothing to leave
+    assert os.environ == environment
