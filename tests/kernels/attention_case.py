@@ -51,7 +51,11 @@ class AttentionCase:
 
     def assert_no_worse_than_eager(self, implementation: str = "torch") -> None:
         """The error rule for the output and for every gradient, in the dtype of the tensors."""
-        candidate, eager, exact = self.run(implementation), self.run("reference"), self.run("reference", torch.float64)
+        self.assert_results_no_worse_than_eager(self.run(implementation))
+
+    def assert_results_no_worse_than_eager(self, candidate: dict[str, Tensor]) -> None:
+        """The error rule for what `run` gave."""
+        eager, exact = self.run("reference"), self.run("reference", torch.float64)
         for name in exact:
             assert_no_worse_than_eager(candidate[name], eager[name], exact[name], name)
 

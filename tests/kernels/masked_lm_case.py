@@ -57,19 +57,28 @@ class MaskedLmCase:
         """The error rule for losses, logsumexp and every gradient; top-1 and draws as the exact answer has them."""
         assert_all_no_worse_than_eager([self], implementation)
 
+    def assert_results_no_worse_than_eager(self, candidate: dict[str, Tensor]) -> None:
+        """The same for what `run` gave."""
+        assert_results_no_worse_than_eager([self], [candidate])
+
 
 def assert_all_no_worse_than_eager(cases: Sequence[MaskedLmCase], implementation: str) -> None:
-    """The same for the results of several cases taken as one tensor: the error of a single row is luck.
+    """The same for the results of several cases taken as one tensor: the error of a single row is luck."""
+    assert_results_no_worse_than_eager(cases, [case.run(implementation) for case in cases])
+
+
+def assert_results_no_worse_than_eager(cases: Sequence[MaskedLmCase], candidates: Sequence[dict[str, Tensor]]) -> None:
+    """What `run` gave for each case, taken as one tensor.
 
     Top-1 and draws are of logits rounded otherwise, so they may part where the exact answer is a near tie: one row of a
     thousand, and one more, in float32, and in half precision a fiftieth.
     """
 
-    def joined(implementation: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        results = [case.run(implementation, dtype) for case in cases]
+    def joined(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([x[name] for x in results]) for name in results[0] if name != "loss_sum"}
 
-    candidate, eager, exact = joined(implementation), joined("reference"), joined("reference", torch.float64)
+    eager = joined([case.run("reference") for case in cases])
+    candidate, exact = joined(candidates), joined([case.run("reference", torch.float64) for case in cases])
     for name in ("losses", "lse", "grad_hidden", "grad_table", "grad_bias"):
         assert_no_worse_than_eager(candidate[name], eager[name], exact[name], name)
     share = 1e-3 if cases[0].tensors[0].dtype in (torch.float32, torch.float64) else 0.02

@@ -12,15 +12,11 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
+from tests.ptx.memory import extent_of
+
 
 class OutOfBoundsError(Exception):
     """A program read or wrote outside of its tensors."""
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First address of a tensor, and the address after its last element."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size() if tensor.numel() else 0
 
 
 @contextmanager
@@ -32,7 +28,7 @@ def checked_accesses() -> Iterator[None]:
 
     def remember_extents(self: Any, arguments: Any, keywords: Any) -> Any:
         on_host = to_host(self, arguments, keywords)
-        extents[:] = [_extent(x) for x in (*on_host[0], *on_host[1].values()) if isinstance(x, torch.Tensor)]
+        extents[:] = [extent_of(x) for x in (*on_host[0], *on_host[1].values()) if isinstance(x, torch.Tensor)]
         return on_host
 
     def check(pointers: Any, mask: Any, verb: str) -> None:

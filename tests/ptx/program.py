@@ -1,0 +1,78 @@
+"""PTX text as a list of instructions, for machine.py to run.
+
+What: the subset that Triton's compiler writes: one kernel, no functions, no declarations but registers, parameters and
+one array of shared memory (PTX ISA 9.0, sections 4 and 6).
+Used by: launch.py. Tested by: tests/ptx/test_machine.py.
+Not here: what an instruction does (arithmetic.py, memory.py, tensor_cores.py, machine.py).
+"""
+
+import re
+from dataclasses import dataclass
+
+INSTRUCTION = re.compile(
+    r"(?:@(?P<negated>!?)(?P<predicate>%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>.*)", re.S
+)
+LABEL = re.compile(r"^\s*(\$\w+):", re.M)
+SHARED_ARRAY = "global_smem"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: `@predicate name.of.parts operands`, a vector operand being a tuple."""
+
+    parts: tuple[str, ...]
+    operands: tuple["str | tuple[str, ...]", ...]
+    predicate: str = ""
+    is_negated: bool = False
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.parts)} {', '.join(map(str, self.operands))}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel: its instructions, where its labels point, and the names of its parameters in order."""
+
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+    parameters: tuple[str, ...]
+
+
+def parse(ptx: str) -> Program:
+    """The kernel of a module."""
+    text = re.sub(r"//.*", "", ptx)
+    head, _, body = text[text.index(".entry") :].partition("{")
+    body = body[: body.index(".section")] if ".section" in body else body
+    body = re.sub(r"^\s*\.(?:loc|file|pragma|reg)\b.*$", "", body, flags=re.M)
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for statement in LABEL.sub(r"\1:;", body).split(";"):
+        statement = statement.strip()
+        if statement.startswith("$"):
+            labels[statement.removesuffix(":")] = len(instructions)
+        elif statement and statement != "}":
+            instructions.append(_parse_instruction(statement))
+    return Program(tuple(instructions), labels, tuple(re.findall(r"(\w+_param_\d+)", head)))
+
+
+def _parse_instruction(statement: str) -> Instruction:
+    found = INSTRUCTION.fullmatch(statement)
+    if found is None:
+        raise ValueError(f"not an instruction that is known: {statement!r}")
+    return Instruction(
+        parts=tuple(found["opcode"].replace("::", ":").split(".")),
+        operands=tuple(_parse_operand(text) for text in _split(found["operands"])),
+        predicate=found["predicate"] or "",
+        is_negated=bool(found["negated"]),
+    )
+
+
+def _split(operands: str) -> list[str]:
+    """At the commas that are not inside of braces."""
+    return [text.strip() for text in re.split(r",(?![^{]*})", operands)] if operands.strip() else []
+
+
+def _parse_operand(text: str) -> str | tuple[str, ...]:
+    if text.startswith("{"):
+        return tuple(name.strip() for name in text.strip("{}").split(","))
+    return re.sub(r"[\[\]\s]", "", text)
