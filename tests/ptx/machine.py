@@ -10,6 +10,7 @@ Used by: launch.py. Tested by: tests/ptx/test_machine.py.
 Not here: time; caches; the order of stores as other warps see it (they see them at once); warps whose lanes part.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,7 +55,7 @@ class Warp:
     in_flight: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]])
 
     def read(self, operand: str, kind: str) -> Lanes:
-        """An operand's bits, as many as the type has; a scalar where it is a constant."""
+        """An operand's bits, as many as the type has."""
         if operand[0] != "%":
             return _constant(operand, kind)
         value = self.registers.get(operand)
@@ -78,8 +79,6 @@ class Warp:
         """Set a register in the active lanes; `_` is nowhere."""
         if name == "_":
             return
-        if not bits.shape:
-            bits = np.full(LANES, bits)
         before = self.registers.get(name)
         if active is not ALL and before is not None:
             bits = np.where(active, bits, before)
@@ -190,12 +189,13 @@ class Machine:
         return partial(_compute, meaning.function, meaning.sources, meaning.result, operands)
 
 
+@functools.cache
 def _constant(text: str, kind: str) -> Lanes:
     if text == SHARED_ARRAY:
-        return np.zeros((), BITS[kind])
+        return np.zeros(LANES, BITS[kind])
     number = int(text[2:], 16) if text[:2] in ("0f", "0d") else int(text.removesuffix("U"), 0)
     bits = np.dtype(BITS[kind]).itemsize * 8
-    return np.array(number % (1 << bits), dtype=BITS[kind])
+    return np.full(LANES, number % (1 << bits), dtype=BITS[kind])
 
 
 def _end(warp: Warp, _active: Lanes) -> bool:
@@ -223,13 +223,13 @@ def _move(target: str, source: str, kind: str, warp: Warp, active: Lanes) -> Non
 
 def _pack(target: str, sources: tuple[str, ...], kind: str, warp: Warp, active: Lanes) -> None:
     width = np.dtype(BITS[kind]).itemsize * 8 // len(sources)
-    parts = [np.broadcast_to(warp.read(name, f"b{width}"), LANES) for name in sources]
+    parts = [warp.read(name, f"b{width}") for name in sources]
     warp.write(target, np.stack(parts, axis=-1).view(BITS[kind])[:, 0], active)
 
 
 def _unpack(targets: tuple[str, ...], source: str, kind: str, warp: Warp, active: Lanes) -> None:
     width = np.dtype(BITS[kind]).itemsize * 8 // len(targets)
-    words = np.ascontiguousarray(np.broadcast_to(warp.read(source, kind), LANES)).view(BITS[f"b{width}"])
+    words = np.ascontiguousarray(warp.read(source, kind)).view(BITS[f"b{width}"])
     for name, word in zip(targets, words.reshape(LANES, -1).T, strict=True):
         warp.write(name, np.ascontiguousarray(word), active)
 
@@ -237,7 +237,7 @@ def _unpack(targets: tuple[str, ...], source: str, kind: str, warp: Warp, active
 def _shuffle(how: str, target: str, source: str, by: str, limit: str, _mask: str, warp: Warp, active: Lanes) -> None:
     """A value of another lane, or one's own where that lane is past the limit (section 9.7.9.6)."""
     lanes, distance = np.arange(LANES), warp.read(by, "u32").astype(np.int64)
-    segment, last = (int(warp.read(limit, "u32")) >> shift & 31 for shift in (8, 0))
+    segment, last = (int(warp.read(limit, "u32")[0]) >> shift & 31 for shift in (8, 0))
     farthest = lanes & segment | last & ~segment
     others = {
         "up": lanes - distance,
@@ -246,20 +246,20 @@ def _shuffle(how: str, target: str, source: str, by: str, limit: str, _mask: str
         "idx": lanes & segment | distance & ~segment,
     }[how]
     is_there = others >= farthest if how == "up" else others <= farthest
-    value = np.broadcast_to(warp.read(source, "b32"), LANES)
+    value = warp.read(source, "b32")
     warp.write(target, value[np.where(is_there, others, lanes)], active)
 
 
 def _reduce(how: str, target: str, source: str, members: str, kind: str, warp: Warp, active: Lanes) -> None:
-    mask = np.broadcast_to(warp.read(members, "u32"), LANES)[0] >> np.arange(LANES, dtype=np.uint32) & 1
-    numbers = numbers_of(np.broadcast_to(warp.read(source, kind), LANES), kind)[mask.astype(np.bool_)]
+    mask = warp.read(members, "u32")[0] >> np.arange(LANES, dtype=np.uint32) & 1
+    numbers = numbers_of(warp.read(source, kind), kind)[mask.astype(np.bool_)]
     function = {"min": np.min, "max": np.max, "add": np.sum}[how]
-    warp.write(target, bits_of(np.asarray(function(numbers)), kind), active)
+    warp.write(target, np.full(LANES, bits_of(function(numbers), kind)), active)
 
 
 def _load_parameter(target: str, name: str, kind: str, warp: Warp, active: Lanes) -> None:
     value = warp.block.parameters[name] % (1 << 8 * np.dtype(BITS[kind]).itemsize)
-    warp.write(target, np.array(value, dtype=BITS[kind]), active)
+    warp.write(target, np.full(LANES, value, BITS[kind]), active)
 
 
 def _memory(space: str, warp: Warp) -> GlobalMemory | Memory:
@@ -277,7 +277,7 @@ def _load(space: str, targets: Any, source: str, kind: str, warp: Warp, active: 
 
 def _store(space: str, target: str, sources: Any, kind: str, warp: Warp, active: Lanes) -> None:
     sources = sources if isinstance(sources, tuple) else (sources,)
-    words = np.stack([np.broadcast_to(warp.read(name, kind), LANES) for name in sources], axis=-1)
+    words = np.stack([warp.read(name, kind) for name in sources], axis=-1)
     _memory(space, warp).store(warp.addresses(target)[active], words[active])
 
 
@@ -285,7 +285,7 @@ def _copy(target: str, source: str, size: str, filled: str, warp: Warp, active: 
     """cp.async of `size` bytes a lane, of which the first `filled` are read and the rest are zero."""
     num_words = int(size, 0) // 4
     to, come_from = warp.addresses(target)[active], warp.addresses(source)[active]
-    read_words = np.broadcast_to(warp.read(filled, "u32"), LANES)[active] // 4
+    read_words = warp.read(filled, "u32")[active] // 4
 
     def copy() -> None:
         words = np.zeros((to.size, num_words), np.uint32)
@@ -312,7 +312,7 @@ def _wait_for_copies(may_be_left: int, warp: Warp, _active: Lanes) -> None:
 def _words(names: Any, warp: Warp) -> Lanes:
     """Registers of a fragment, uint32 [32, registers]."""
     names = names if isinstance(names, tuple) else (names,)
-    return np.stack([np.broadcast_to(warp.read(name, "b32"), LANES) for name in names], axis=-1)
+    return np.stack([warp.read(name, "b32") for name in names], axis=-1)
 
 
 def _write_words(names: Any, words: Lanes, warp: Warp) -> None:
@@ -340,7 +340,8 @@ def _multiply(target: Any, left: Any, right: Any, added: Any, kind: str, warp: W
 def _multiply_in_group(columns: int, kind: str, operands: Any, warp: Warp, _active: Lanes) -> None:
     """A warp's 16 of a warp group's 64 rows: target, left, right, whether to add to target, signs, transpositions."""
     target, left, right, adds, *signs = operands
-    signs, transposed = [int(sign) for sign in signs[:2]], [sign == "1" for sign in signs[2:]]
+    # of tf32 neither can be transposed; the left one has no word for it where it is in registers
+    signs, transposed = [int(sign) for sign in signs[:2]], [sign == "1" for sign in signs[2:]] or [False]
     shared = warp.block.shared
     if isinstance(left, tuple):
         a = tensor_cores.left_fragment(_words(left, warp), kind)

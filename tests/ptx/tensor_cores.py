@@ -101,7 +101,7 @@ def multiply(a: NDArray[Any], b: NDArray[Any], c: Lanes) -> Lanes:
 def operand_in_shared(
     shared: Memory, descriptor: int, first: int, length: int, is_transposed: bool, kind: str
 ) -> NDArray[Any]:
-    """A wgmma operand [length, 16] of 16-bit numbers from shared memory, from row `first` on of those along M or N.
+    """A wgmma operand [length, K] from shared memory, from row `first` on of those along M or N; K as left_fragment's.
 
     Rows along K are neighbours in memory, or, transposed, those along M or N. Both come in atoms of 8 rows that are
     swizzled: 16-byte pieces of a row are exchanged by the number of the row (section 9.7.15.5).
@@ -111,12 +111,13 @@ def operand_in_shared(
     if descriptor >> 62 not in SWIZZLES or descriptor >> 49 & 7:
         raise NotImplementedError(f"wgmma with the matrix descriptor {descriptor:#x}")
     row_bytes = SWIZZLES[descriptor >> 62]
-    outer, inner = first + np.arange(length)[:, None], np.arange(16)[None, :]
+    size = 4 if kind == "tf32" else 2
+    outer, inner = first + np.arange(length)[:, None], np.arange(32 // size)[None, :]
     if is_transposed:
-        block, place = np.divmod(outer, row_bytes // 2)
-        addresses = start + block * leading + (inner // 8) * stride + (inner % 8) * row_bytes + place * 2
+        block, place = np.divmod(outer, row_bytes // size)
+        addresses = start + block * leading + (inner // 8) * stride + (inner % 8) * row_bytes + place * size
     else:
-        addresses = start + (outer // 8) * stride + (outer % 8) * row_bytes + inner * 2
+        addresses = start + (outer // 8) * stride + (outer % 8) * row_bytes + inner * size
     addresses = addresses ^ (addresses >> 3 & row_bytes - 16)
-    bits = shared.load(addresses.reshape(-1), 2, 1).reshape(length, 16)
-    return numbers_of(bits, kind)
+    bits = shared.load(addresses.reshape(-1), size, 1).reshape(addresses.shape)
+    return numbers_of(bits & 0xFFFFE000, "f32") if kind == "tf32" else numbers_of(bits, kind)

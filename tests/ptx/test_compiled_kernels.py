@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 # The kinds of call that training and fine-tuning make, on the GPUs that tile sizes are made for.
 ALWAYS = {
     90: ("masked-dropout", "packed-dropout", "loss", "hidden-dropout"),
-    80: ("packed-dropout:float16", "loss-odd"),
+    80: ("packed-dropout:float16", "loss"),
 }
 DTYPES = {
     "bfloat16": tuple(CASES),
