@@ -6,7 +6,7 @@ Used by: compiled_attention.py. Tested by: tests/ptx/test_machine.py.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 from types import ModuleType
@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.launches import Launch, caught, compile_launch, specialize
 from tests.ptx.machine import Machine
-from tests.ptx.memory import GlobalMemory, shared_memory
-from tests.ptx.program import parse
+from tests.ptx.memory import GlobalMemory, Watch, shared_memory
+from tests.ptx.program import Program, parse
 
 
 @contextmanager
@@ -29,19 +29,25 @@ def on_machine(capability: int, seed: int, *modules: ModuleType) -> Iterator[Non
         yield
 
 
-def run(launch: Launch, capability: int, chance: Random) -> None:
-    """Compile and run all blocks of a launch, in an order of chance."""
+def run(
+    launch: Launch,
+    capability: int,
+    chance: Random,
+    make_machine: Callable[[Program], Machine] = Machine,
+    watch: Watch | None = None,
+) -> None:
+    """Compile and run all blocks of a launch, in an order of chance; `watch` is told of their accesses."""
     compiled = compile_launch(launch, capability)
-    machine = Machine(parse(compiled.asm["ptx"]))
+    machine = make_machine(parse(compiled.asm["ptx"]))
     signature = specialize(launch).signature
     passed = [launch.arguments[name] for name, kind in signature.items() if kind != "constexpr"]
-    memory = GlobalMemory([value for value in passed if isinstance(value, torch.Tensor)])
+    memory = GlobalMemory([value for value in passed if isinstance(value, torch.Tensor)], watch)
     values = [_bits(value) for value in passed]
     grid = (*launch.grid, 1, 1)[:3]
     blocks = list(itertools.product(*(range(size) for size in grid)))
     with np.errstate(all="ignore"):
         for index in chance.sample(blocks, len(blocks)):
-            shared = shared_memory(compiled.metadata.shared)
+            shared = shared_memory(compiled.metadata.shared, watch)
             machine.run(index, grid, compiled.metadata.num_warps, values, memory, shared, chance)
 
 

@@ -8,7 +8,7 @@ Used by: machine.py, launch.py. Tested by: tests/ptx/test_machine.py.
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 Lanes = NDArray[Any]
+Watch = Callable[[str, Lanes, int], None]
+"""Told of each access of a warp: global or shared, the addresses of its lanes, the bytes of each."""
+
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 POISON = 0xFF  # a float of such bytes is no number
 
@@ -27,8 +30,9 @@ class AccessError(Exception):
 class Memory:
     """Bytes from an address on, read and written by many lanes at once."""
 
-    def __init__(self, start: int, content: NDArray[np.uint8]) -> None:
+    def __init__(self, start: int, content: NDArray[np.uint8], watch: Watch | None = None) -> None:
         self.start, self.stop = start, start + content.size
+        self._watch = watch
         self._views = {
             size: content[: content.size // size * size].view(word) for size, word in WORDS.items() if start % size == 0
         }
@@ -44,6 +48,8 @@ class Memory:
 
     def _places(self, addresses: Lanes, size: int, count: int) -> Lanes:
         addresses = addresses.astype(np.int64)
+        if self._watch:
+            self._watch("shared", addresses, size * count)
         if addresses.min() < self.start or addresses.max() + size * count > self.stop:
             raise AccessError(
                 f"{size * count} bytes at {addresses.min() - self.start} to {addresses.max() - self.start} of "
@@ -57,7 +63,8 @@ class Memory:
 class GlobalMemory:
     """The tensors of a launch."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], watch: Watch | None = None) -> None:
+        self._watch = watch
         extents = sorted({extent_of(x) for x in tensors if x.numel()})
         joined: list[tuple[int, int]] = []
         for start, stop in extents:
@@ -72,6 +79,8 @@ class GlobalMemory:
 
     def load(self, addresses: Lanes, size: int, count: int) -> Lanes:
         """As Memory's."""
+        if self._watch:
+            self._watch("global", addresses, size * count)
         groups = self._by_tensor(addresses)
         if len(groups) == 1:
             return groups[0][0].load(addresses, size, count)
@@ -82,6 +91,8 @@ class GlobalMemory:
 
     def store(self, addresses: Lanes, words: Lanes) -> None:
         """As Memory's."""
+        if self._watch:
+            self._watch("global", addresses, words.dtype.itemsize * words.shape[1])
         for memory, lanes in self._by_tensor(addresses):
             memory.store(addresses[lanes], words[lanes])
 
@@ -94,9 +105,9 @@ class GlobalMemory:
         return [(self._memories[number], np.array(tensor) == number) for number in sorted(set(tensor))]
 
 
-def shared_memory(num_bytes: int) -> Memory:
+def shared_memory(num_bytes: int, watch: Watch | None = None) -> Memory:
     """A block's shared memory, which begins at address 0."""
-    return Memory(0, np.full(num_bytes, POISON, np.uint8))
+    return Memory(0, np.full(num_bytes, POISON, np.uint8), watch)
 
 
 def extent_of(tensor: torch.Tensor) -> tuple[int, int]:
