@@ -6,6 +6,7 @@ needs no GPU: Triton's interpreter multiplies bfloat16 wrongly. Exit code 1 wher
 Used by: test_compiled_kernels.py, in a process of its own, because tests run with Triton's interpreter.
 """
 
+import argparse
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
+import triton
 from torch import Tensor
 
 from disentangled.kernels.disentangled_attention import AttentionDropout, attention_call, tile_sizes
@@ -116,8 +118,17 @@ def check_case(name: str, dtype: torch.dtype, capability: int) -> None:
     check(results[0])
 
 
-def main(capability: str, *cases: str) -> int:
+def main() -> int:
     """Prints a line for each case; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="tests.ptx.compiled_kernels", description=__doc__.splitlines()[0])
+    parser.add_argument("capability", type=int, choices=(80, 90), help="of the GPU that is compiled for")
+    parser.add_argument("cases", nargs="+", metavar="name[:dtype]", help=f"of {', '.join(CASES)}")
+    options = parser.parse_args()
+    capability, cases = options.capability, options.cases
+    if unknown := [case for case in cases if case.partition(":")[0] not in CASES]:
+        parser.error(f"{unknown[0]!r} is no case: give one of {', '.join(CASES)}")
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set, so nothing is compiled: unset it")
     torch.set_num_threads(1)
     failed = 0
     for patched in [patch.object(module, "machine_obstacle", lambda *_, **__: None) for module in DISPATCHERS]:
@@ -126,7 +137,7 @@ def main(capability: str, *cases: str) -> int:
         name, _, dtype = case.partition(":")
         started = time.monotonic()
         try:
-            check_case(name, getattr(torch, dtype or "bfloat16"), int(capability))
+            check_case(name, getattr(torch, dtype or "bfloat16"), capability)
         except Exception:
             failed += 1
             traceback.print_exc()
@@ -137,4 +148,4 @@ def main(capability: str, *cases: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
