@@ -38,7 +38,8 @@ def run(
 ) -> None:
     """Compile and run all blocks of a launch, in an order of chance; `watch` is told of their accesses."""
     compiled = compile_launch(launch, capability)
-    machine = make_machine(parse(compiled.asm["ptx"]))
+    program = parse(compiled.asm["ptx"])
+    machine = make_machine(program)
     signature = specialize(launch).signature
     passed = [launch.arguments[name] for name, kind in signature.items() if kind != "constexpr"]
     memory = GlobalMemory([value for value in passed if isinstance(value, torch.Tensor)], watch)
@@ -47,7 +48,7 @@ def run(
     blocks = list(itertools.product(*(range(size) for size in grid)))
     with np.errstate(all="ignore"):
         for index in chance.sample(blocks, len(blocks)):
-            shared = shared_memory(compiled.metadata.shared, watch)
+            shared = shared_memory(program.shared_bytes + compiled.metadata.shared, watch)
             machine.run(index, grid, compiled.metadata.num_warps, values, memory, shared, chance)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from tests.ptx import tensor_cores
 from tests.ptx.arithmetic import BITS, LANES, Lanes, bits_of, meaning_of, numbers_of
 from tests.ptx.memory import GlobalMemory, Memory
-from tests.ptx.program import SHARED_ARRAY, Instruction, Program
+from tests.ptx.program import Instruction, Program
 
 DONE = -1  # a program counter
 ALL = np.ones(LANES, dtype=np.bool_)
@@ -85,9 +85,9 @@ class Warp:
         self.registers[name] = bits
 
     def addresses(self, operand: str) -> Lanes:
-        """int64 [32] of `register`, `register+offset` or `name+offset`."""
+        """int64 [32] of `register`, `register+offset` or `address+offset`."""
         base, _, offset = operand.partition("+")
-        start = self.registers[base].astype(np.int64) if base[0] == "%" else np.zeros(LANES, np.int64)
+        start = self.registers[base].astype(np.int64) if base[0] == "%" else np.full(LANES, int(base))
         return start + int(offset or "0", 0)
 
 
@@ -191,8 +191,6 @@ class Machine:
 
 @functools.cache
 def _constant(text: str, kind: str) -> Lanes:
-    if text == SHARED_ARRAY:
-        return np.zeros(LANES, BITS[kind])
     number = int(text[2:], 16) if text[:2] in ("0f", "0d") else int(text.removesuffix("U"), 0)
     bits = np.dtype(BITS[kind]).itemsize * 8
     return np.full(LANES, number % (1 << bits), dtype=BITS[kind])

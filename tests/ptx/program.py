@@ -1,7 +1,7 @@
 """PTX text as a list of instructions, for machine.py to run.
 
 What: the subset that Triton's compiler writes: one kernel, no functions, no declarations but registers, parameters and
-one array of shared memory (PTX ISA 9.0, sections 4 and 6).
+arrays of shared memory (PTX ISA 9.0, sections 4 and 6).
 Used by: launch.py. Tested by: tests/ptx/test_machine.py.
 Not here: what an instruction does (arithmetic.py, memory.py, tensor_cores.py, machine.py).
 """
@@ -13,7 +13,8 @@ INSTRUCTION = re.compile(
     r"(?:@(?P<negated>!?)(?P<predicate>%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>.*)", re.S
 )
 LABEL = re.compile(r"^\s*(\$\w+):", re.M)
-SHARED_ARRAY = "global_smem"
+SHARED_ARRAY = re.compile(r"\.shared\s+\.align\s+\d+\s+\.b8\s+(\w+)\[(\d+)\];")
+TRITONS_ARRAY = "global_smem"  # whose size the launch says
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,15 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel: its instructions, where its labels point, and the names of its parameters in order."""
+    """A kernel: its instructions, where its labels point, the names of its parameters in order.
+
+    shared_bytes: of the shared memory that it declares; Triton's own comes behind it, as on a GPU.
+    """
 
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
     parameters: tuple[str, ...]
+    shared_bytes: int
 
 
 def parse(ptx: str) -> Program:
@@ -43,16 +48,27 @@ def parse(ptx: str) -> Program:
     text = re.sub(r"//.*", "", ptx)
     head, _, body = text[text.index(".entry") :].partition("{")
     body = body[: body.index(".section")] if ".section" in body else body
-    body = re.sub(r"^\s*\.(?:loc|file|pragma|reg)\b.*$", "", body, flags=re.M)
+    body = re.sub(r"^\s*\.(?:loc|file|pragma)\b.*$|\.reg\b[^;]*;", "", body, flags=re.M)
+    body, shared_bytes = _place_arrays(body)
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for statement in LABEL.sub(r"\1:;", body).split(";"):
-        statement = statement.strip()
+        statement = statement.lstrip("{} \t\n").rstrip()
         if statement.startswith("$"):
             labels[statement.removesuffix(":")] = len(instructions)
-        elif statement and statement != "}":
+        elif statement:
             instructions.append(_parse_instruction(statement))
-    return Program(tuple(instructions), labels, tuple(re.findall(r"(\w+_param_\d+)", head)))
+    return Program(tuple(instructions), labels, tuple(re.findall(r"(\w+_param_\d+)", head)), shared_bytes)
+
+
+def _place_arrays(body: str) -> tuple[str, int]:
+    """The text with addresses for the names of shared arrays, and the bytes that it declares."""
+    start = 0
+    for declared in SHARED_ARRAY.finditer(body):
+        name, size = declared.groups()
+        body = re.sub(rf"\b{name}\b(?!\[)", str(start), body)
+        start += int(size)
+    return re.sub(rf"\b{TRITONS_ARRAY}\b", str(start), SHARED_ARRAY.sub("", body)), start
 
 
 def _parse_instruction(statement: str) -> Instruction:

@@ -168,3 +168,11 @@ def test_a_copy_read_or_overwritten_while_in_flight_shows() -> None:
 def test_warps_at_different_barriers_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="different barriers"):
         run("mov.u32 %r1, %tid.x; setp.lt.s32 %p1, %r1, 32;\n@%p1 bra $L1;\nbar.sync 0;\n$L1:\nbar.sync 0;")
+
+
+def test_shared_memory_that_a_program_declares_comes_before_tritons() -> None:
+    declared = "{ .shared .align 16 .b8 own[512]; .reg .b32 %mine; mov.u32 %r9, own; }"
+    assert compute(declared) == 0
+    assert compute(f"{declared} mov.u32 %r9, global_smem") == 512
+    assert compute(f"{declared} st.shared.b32 [%r9+508], %r3; ld.shared.b32 %r9, [global_smem+-4]", 7) == 7
+    assert parse(f"{HEAD}{declared}\nret;\n}}").shared_bytes == 512
