@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.read_ahead import written_and_read_ahead
+from disentangled.kernels.disentangled_attention.shared_memory_limit import declared_shared_bytes
 
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 TRITON_TYPES = {
@@ -109,7 +110,8 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     """The program that would have been launched, as Triton's CompiledKernel.
 
     Raises:
-        RuntimeError: the program reads ahead what it writes itself, so its results would be wrong.
+        RuntimeError: the program reads ahead what it writes itself, so its results would be wrong; or Triton's shared
+            memory would begin, behind the program's own, where tensor cores cannot read it.
     """
     specialized = specialize(launch)
     source = ASTSource(
@@ -125,4 +127,6 @@ def compile_launch(launch: Launch, capability: int) -> Any:
             f"{launch.name} at sm_{capability} reads {', '.join(sorted(own))} ahead, which it writes itself: launch"
             " it with num_stages=1, or read with addresses that Triton cannot copy from ahead"
         )
+    if own := declared_shared_bytes(compiled.asm["ptx"]) % 1024:
+        raise RuntimeError(f"{launch.name} declares {own} bytes of shared memory more than a multiple of 1024")
     return compiled

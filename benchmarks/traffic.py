@@ -1,9 +1,8 @@
 """Bytes and floating-point operations of the fused attention, counted from its loops: `python -m benchmarks.traffic`.
 
-What: for each kernel of a step the tiles that it visits, the products that it does on them, what it moves between
-memory and its program at least once (device memory: inputs, outputs, stored dS) and what stays near (scratch that one
-program writes and reads back); then the time that the slowest of tensor cores and device memory needs, and the same
-for plain flash attention.
+What: for each kernel of a step the tiles that it visits, the products that it does on them, and what it moves between
+memory and its program at least once (inputs, outputs, stored dS and the same sheared); then the time that the slower of
+tensor cores and device memory needs, and the same for plain flash attention.
 Used for: the table in kernels/disentangled_attention/README.md. Tested by: tests/benchmarks/test_traffic.py.
 Not counted: re-reads of keys and values by other programs, which the L2 cache serves; exponentials; launches.
 """
@@ -42,7 +41,6 @@ class Work:
     name: str
     flops: float
     memory_bytes: float
-    scratch_bytes: float = 0.0
 
     @property
     def microseconds(self) -> float:
@@ -69,14 +67,16 @@ def count(shape: Shape) -> Iterator[Work]:
     tile_bytes = shape.block**2 * shape.item_bytes
     tensor = float(shape.total_tokens * shape.heads * shape.head_width * shape.item_bytes)  # query and its like
     row_tiles = shape.total_tokens // shape.block * shape.heads
-    # A sheared walk covers the window and one block more for every tile of rows.
+    # A sheared walk covers the window and one tile more for every tile of rows.
     sheared = near + row_tiles
-    scratch = near * (4 + 2) * tile_bytes  # two bands of two tiles written, one tile of each read
-    yield Work("forward", (6 * near + 2 * far) * product, 4 * tensor, scratch)
+    # Rows' own band: a product for each tile and one to begin with; the columns' two for each tile.
+    bands = 3 * near + row_tiles
+    yield Work("forward", (2 * near + bands + 2 * far) * product, 4 * tensor)
     yield Work("row", 0.0, 2 * tensor)
-    yield Work("key_value", (8 * near + 4 * far + sheared) * product, 6 * tensor + 3 * near * tile_bytes, scratch)
-    yield Work("query", (near + sheared + 3 * far) * product, 5 * tensor + 2 * near * tile_bytes)
-    yield Work("table_gradient", 2 * sheared * product, 2 * tensor + 2 * near * tile_bytes)
+    walk = (3 * near + sheared) * tile_bytes
+    yield Work("key_value", (4 * near + bands + 4 * far + sheared) * product, 6 * tensor + walk)
+    yield Work("query", (near + sheared + 3 * far) * product, 5 * tensor + (2 * near + sheared) * tile_bytes)
+    yield Work("table_gradient", 2 * sheared * product, 2 * tensor + 2 * sheared * tile_bytes)
 
 
 def count_flash(shape: Shape) -> tuple[Work, Work]:
@@ -102,12 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         works = [*count(shape)]
         backward = Work(
             "backward",
-            *(sum(getattr(x, part) for x in works[1:]) for part in ("flops", "memory_bytes", "scratch_bytes")),
+            *(sum(getattr(x, part) for x in works[1:]) for part in ("flops", "memory_bytes")),
         )
         for work in (*works, backward, *count_flash(shape)):
             print(
                 f"  {work.name:16} {work.flops / 1e9:7.1f} GFLOP  {work.memory_bytes / 1e6:7.0f} MB"
-                f"  scratch {work.scratch_bytes / 1e6:6.0f} MB  at least {work.microseconds:5.0f} us"
+                f"  at least {work.microseconds:5.0f} us"
             )
     return 0
 

@@ -147,13 +147,14 @@ class Call:
     def stored_rows(self, longest: int, last: int, other_last: int) -> tuple[int, int]:
         """Columns of a row of the stored dS, and how many of them come before the row's own tile.
 
-        `longest` row; distances from the row back to `last` and on to `other_last` (both positive) are not far.
+        `longest` row; distances from the row back to `last` and on to `other_last` (both positive) are not far. One
+        tile more than dS has, for the distances that its last tile of columns shares with nobody (shear.py).
         """
         block = self.block
         if not self.has_far:
-            return triton.cdiv(longest, block) * block, 0
+            return triton.cdiv(longest, block) * block + block, 0
         lead = triton.cdiv(last + block, block) * block
-        return lead + triton.cdiv(other_last + block, block) * block + block, lead
+        return lead + triton.cdiv(other_last + block, block) * block + 2 * block, lead
 
     def tile_map(self, cu_seqlens: Tensor, num_tiles: int, block: int) -> Tensor:
         """Document and number there of each tile of packed documents, int32 [num_tiles, 2]."""

@@ -6,13 +6,13 @@
 
 Three kernels. `row_kernel`: rowsum(O dO), beside lse. `key_value_kernel`: a program owns keys, walks the queries,
 recomputes the scores and keeps dK and dV in registers; it stores dS of the tiles that are not far once by rows of
-queries and once by rows of keys, because a shear reads well along its rows only. `query_kernel`: a program owns queries
-and gathers dQ from the stored dS. table_gradients.py reads the same two arrays. Far tiles store nothing: both kernels
-recompute them.
+queries and once by rows of keys. `query_kernel`: a program owns queries and gathers dQ from the stored dS. Where either
+has done with the dS of its rows, it puts T there (shear.py), which table_gradients.py reads. Far tiles store nothing:
+both kernels recompute them.
 Every output has one writer and every sum one order, so gradients are reproducible bit for bit.
 
 A row of the stored dS has `width` columns: all of them where no tile is far, else the widest window (tiles.window_of),
-which begins `lead` columns before the row's own tile.
+which begins `lead` columns before the row's own tile; and a tile more.
 Used by: launch.py. Tested by: tests/kernels/test_triton_attention.py.
 Not here: gradients of the tables (table_gradients.py).
 """
@@ -20,7 +20,9 @@ Not here: gradients of the tables (table_gradients.py).
 import triton
 import triton.language as tl
 
+from disentangled.kernels.disentangled_attention.bands import band_memory, begin_row_band, position_terms
 from disentangled.kernels.disentangled_attention.keep_words import document_words, load_keep
+from disentangled.kernels.disentangled_attention.shear import shear_memory, shear_rows
 from disentangled.kernels.disentangled_attention.tiles import (
     DATA_DEPENDENT,
     PRECISION,
@@ -32,10 +34,8 @@ from disentangled.kernels.disentangled_attention.tiles import (
     load_live,
     load_live_rows,
     load_rows,
-    load_sheared,
     load_table_row,
     multiply,
-    position_terms,
     program_anew,
     program_barrier,
     span_of,
@@ -77,39 +77,6 @@ def row_kernel(
 
 
 @triton.jit
-def add_sheared(
-    accumulator, grad_scores_ptr, table_ptr, row0, num_rows, first, stop, origin, width, table_offset,
-    HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, SIGN: tl.constexpr,
-):  # fmt: skip
-    """accumulator [BLOCK, BLOCK_H] += T E for the stored dS of rows row0 ..; their window is columns first .. stop - 1.
-
-    Blocks of distances at either end of the window cover columns that do not exist, for some rows: those are masked.
-    An empty window may be anywhere, too far from the rows for the table.
-    """
-    offs_u, offs_h = tl.arange(0, BLOCK), tl.arange(0, BLOCK_H)
-    begin = first - row0 - (BLOCK - 1)
-    end = tl.where(first < stop, stop - row0, begin)
-    whole = tl.where(row0 + BLOCK <= num_rows, tl.maximum((stop - first) // BLOCK - 1, 0), 0) * BLOCK
-    for part in tl.static_range(3):
-        if part == 0:
-            from_shift, to_shift = begin, tl.minimum(begin + BLOCK, end)
-        elif part == 1:
-            from_shift, to_shift = begin + BLOCK, begin + BLOCK + whole
-        else:
-            from_shift, to_shift = begin + BLOCK + whole, end
-        for shift in tl.range(from_shift, to_shift, BLOCK):
-            sheared = load_sheared(grad_scores_ptr, row0, num_rows, first, stop, origin, width, shift, BLOCK, part != 1)
-            table_row = table_offset + SIGN * (shift + offs_u)
-            pointers = table_ptr + table_row[:, None] * HEAD_WIDTH + offs_h[None, :]
-            if BLOCK_H != HEAD_WIDTH:
-                table = tl.load(pointers, mask=(offs_h < HEAD_WIDTH)[None, :], other=0.0)
-            else:
-                table = tl.load(pointers)
-            accumulator = tl.dot(sheared, table, accumulator, input_precision=PRECISION)
-    return accumulator
-
-
-@triton.jit
 def _end_term(sums_ptr, table_ptr, row0, num_rows, num_sums, num_table_rows, HEAD_WIDTH: tl.constexpr,
               BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, PRESCALE: tl.constexpr):  # fmt: skip
     """What far tiles give rows through the two ends of their own table, [BLOCK, BLOCK_H] in float32."""
@@ -128,6 +95,7 @@ def _store_grad_scores(
 ):  # fmt: skip
     """dS^T [keys, queries] of a tile, once by rows of queries and once by rows of keys."""
     offs = tl.arange(0, BLOCK)
+    width_q, width_k = anew(width_q // 16) * 16, anew(width_k // 16) * 16  # or 16 places would be kept in registers
     if HAS_P2C:
         column = query0 - stored_origin(key0, lead_q, HAS_FAR)
         pointers = by_key_ptr + key0 * tl.cast(width_q, tl.int64) + column + offs[:, None] * width_q + offs[None, :]
@@ -171,7 +139,7 @@ def _add_tile(
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def key_value_kernel(
     query_ptr, key_ptr, value_ptr, grad_out_ptr, rows_ptr, grad_key_ptr, grad_value_ptr,
-    far_key_ptr, far_value_ptr, by_query_ptr, by_key_ptr, key_table_ptr, query_table_ptr, sums_ptr, scratch_ptr,
+    far_key_ptr, far_value_ptr, by_query_ptr, by_key_ptr, key_table_ptr, query_table_ptr, sums_ptr,
     words_ptr, live_ptr, key_stop_ptr, map_k_ptr, cu_q_ptr, cu_k_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_gb, stride_gt, stride_gh,
@@ -183,7 +151,7 @@ def key_value_kernel(
     HAS_DROPOUT: tl.constexpr, IS_PACKED: tl.constexpr, PRESCALE: tl.constexpr,
     IS_FAR: tl.constexpr,
 ):  # fmt: skip
-    """Owns a tile of keys of one head; writes their dK and dV, and dS of their window in both orders.
+    """Owns a tile of keys of one head; writes their dK and dV, dS of their window by rows of queries, and T of theirs.
 
     Scores are transposed, [keys, queries], so that P^T and dS^T are left operands and stay in registers. In longer
     sequences a launch with IS_FAR goes first: it does the far tiles, whose sums, float32, the other one adds, and
@@ -218,8 +186,6 @@ def key_value_kernel(
     by_own_key_ptr = by_key_ptr + (local_head_64 * num_all_keys + start_k) * width_q
     key_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
     query_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
-    program = local_head_64 * tl.num_programs(0) + tl.program_id(0)
-    scratch_ptr += program * (4 * BLOCK * BLOCK)
     if HAS_DROPOUT:
         words_ptr = document_words(
             words_ptr + row0, document, local_head, start_q, num_queries, num_word_rows, word_width, IS_PACKED
@@ -267,13 +233,19 @@ def key_value_kernel(
     grad_key = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     grad_value = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     scaled_key = multiply(key, PRESCALE)
-    for query0 in tl.range(first, stop, BLOCK):
+    memory = band_memory(row0, dtype, BLOCK) if HAS_C2P or HAS_P2C else row0
+    if HAS_P2C:
+        begin_row_band(
+            key, query_table_ptr, table_offset + row0 - first, num_table_rows, memory, HEAD_WIDTH, BLOCK_H, BLOCK, -1
+        )
+    # What could be computed once for all turns has no room in registers.
+    for query0 in tl.range(first, stop, BLOCK, disable_licm=True):
         query = load_clamped_rows(query_ptr, query0, size_q, stride_qt, HEAD_WIDTH, BLOCK, BLOCK_H)
         grad_out = load_clamped_rows(grad_out_ptr, query0, size_q, stride_gt, HEAD_WIDTH, BLOCK, BLOCK_H)
         if HAS_C2P or HAS_P2C:
             terms = position_terms(
                 key, query, query_table_ptr, key_table_ptr, table_offset + row0 - query0, num_table_rows,
-                scratch_ptr, HEAD_WIDTH, BLOCK_H, BLOCK, -1, HAS_P2C, HAS_C2P, False, True,
+                memory, query0 - first, HEAD_WIDTH, BLOCK_H, BLOCK, -1, HAS_P2C, HAS_C2P, False, True, 1,
             )  # fmt: skip
             scores = tl.dot(scaled_key, query.T, terms, input_precision=PRECISION)
         else:
@@ -303,10 +275,10 @@ def key_value_kernel(
     stride_out = num_heads * HEAD_WIDTH
     store_rows(grad_value_ptr + out, grad_value * keep_scale, row0, size_k, stride_out, HEAD_WIDTH, BLOCK, BLOCK_H)
     if HAS_P2C:
-        program_barrier(row0, True)  # dS by rows of keys has been written, by this program
-        sheared = add_sheared(
-            tl.zeros([BLOCK, BLOCK_H], tl.float32), by_key_ptr + own_key * width_q, query_table_ptr, row0, size_k,
-            first, tl.minimum(stop, size_q), stored_origin(row0, lead_q, HAS_FAR), width_q, table_offset,
+        program_barrier(row0)  # dS by rows of keys has been written, by this program
+        sheared = shear_rows(
+            tl.zeros([BLOCK, BLOCK_H], tl.float32), by_key_ptr + own_key * width_q, query_table_ptr, memory,
+            row0, size_k, first, stop, size_q, stored_origin(row0, lead_q, HAS_FAR), width_q, table_offset,
             HEAD_WIDTH, BLOCK_H, BLOCK, -1,
         )  # fmt: skip
         grad_key += sheared / PRESCALE
@@ -334,7 +306,7 @@ def query_kernel(
     HAS_C2P: tl.constexpr, HAS_P2C: tl.constexpr, HAS_FAR: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, IS_PACKED: tl.constexpr, PRESCALE: tl.constexpr,
 ):  # fmt: skip
-    """Owns a tile of queries of one head; writes their dQ, from the stored dS and, for far tiles, from new scores."""
+    """Owns a tile of queries of one head; writes their dQ, from the stored dS and, for far tiles, new scores; and T."""
     document, row0, start_q, size_q = find_tile(tl.program_id(0), map_q_ptr, cu_q_ptr, num_queries, BLOCK, IS_PACKED)
     local_head = tl.program_id(1)
     if row0 >= size_q:
@@ -421,9 +393,9 @@ def query_kernel(
             key = load_rows(key_ptr, key0, size_k, stride_kt, HEAD_WIDTH, BLOCK, BLOCK_H)
         grad_query = tl.dot(grad_scores, key, grad_query, input_precision=PRECISION)
     if HAS_C2P:
-        sheared = add_sheared(
-            tl.zeros([BLOCK, BLOCK_H], tl.float32), by_query_ptr, key_table_ptr, row0, size_q, first,
-            tl.minimum(stop, size_k), stored_origin(row0, lead_k, HAS_FAR), width_k, table_offset,
+        sheared = shear_rows(
+            tl.zeros([BLOCK, BLOCK_H], tl.float32), by_query_ptr, key_table_ptr, shear_memory(row0, dtype, BLOCK), row0,
+            size_q, first, stop, size_k, stored_origin(row0, lead_k, HAS_FAR), width_k, table_offset,
             HEAD_WIDTH, BLOCK_H, BLOCK, 1,
         )  # fmt: skip
         grad_query += sheared / PRESCALE

@@ -1,7 +1,7 @@
 """Forward pass of fused disentangled attention: one kernel, a program for BLOCK queries of one head of one document.
 
 Scores, kept in units of PRESCALE (a power of two, so exact), are one product with the position terms as its
-accumulator; softmax is online, in base 2. No tensor of the scores' size exists: a program has its scratch for one tile.
+accumulator; softmax is online, in base 2. No tensor of the scores' size exists.
 Used by: launch.py. Tested by: tests/kernels/test_triton_attention.py.
 Not here: gradients (backward.py); pointers (attention_call.py); tile sizes (tile_sizes.py).
 """
@@ -9,6 +9,7 @@ Not here: gradients (backward.py); pointers (attention_call.py); tile sizes (til
 import triton
 import triton.language as tl
 
+from disentangled.kernels.disentangled_attention.bands import band_memory, begin_row_band, position_terms
 from disentangled.kernels.disentangled_attention.tiles import (
     DATA_DEPENDENT,
     PRECISION,
@@ -22,7 +23,6 @@ from disentangled.kernels.disentangled_attention.tiles import (
     load_live_rows,
     load_rows,
     multiply,
-    position_terms,
     program_anew,
     span_of,
     store_rows,
@@ -32,12 +32,12 @@ from disentangled.kernels.disentangled_attention.tiles import (
 
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def forward_kernel(
-    query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr, key_table_ptr, query_table_ptr, scratch_ptr,
+    query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr, key_table_ptr, query_table_ptr,
     live_ptr, key_whole_ptr, key_stop_ptr, map_q_ptr, cu_q_ptr, cu_k_ptr, sample_ptr, first_token_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     num_heads, num_queries, num_keys, num_all_queries,
     num_table_rows, table_offset, last_left, last_right, postscale,
-    key_0, key_1, stream, layer, threshold, keep_scale, first_head,
+    key_0, key_1, stream, layer, threshold, keep_scale,
     HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
     HAS_C2P: tl.constexpr, HAS_P2C: tl.constexpr, HAS_FAR: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, IS_PACKED: tl.constexpr, PRESCALE: tl.constexpr,
@@ -51,7 +51,7 @@ def forward_kernel(
     if HAS_MASK:
         whole = tl.load(key_whole_ptr + document)
         size_k = tl.load(key_stop_ptr + document)
-    head = first_head + tl.program_id(1)
+    head = tl.program_id(1)
     head_64, document_64 = head.to(tl.int64), document.to(tl.int64)
     dtype = query_ptr.dtype.element_ty
 
@@ -68,8 +68,7 @@ def forward_kernel(
         value_ptr += document_64 * stride_vb
     key_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
     query_table_ptr += head_64 * num_table_rows * HEAD_WIDTH
-    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    scratch_ptr += program * (4 * BLOCK * BLOCK)
+    memory = band_memory(row0, dtype, BLOCK) if HAS_C2P or HAS_P2C else row0
     sample, first_token = tl.cast(0, tl.int64), tl.cast(0, tl.int32)
     if HAS_DROPOUT:
         sample = tl.load(sample_ptr + document)
@@ -81,6 +80,7 @@ def forward_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     accumulator = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     no_bias = tl.zeros([BLOCK], tl.float32)
+    BAND_PARTS: tl.constexpr = 2 if HAS_DROPOUT and BLOCK == 64 else 1
     first, stop = window_of(row0, size_k, last_left, last_right, BLOCK, 1, HAS_FAR)
     # Tiles without a dead key need no mask at all. Where the padding follows the keys, all but one are such.
     full = whole // BLOCK * BLOCK
@@ -103,6 +103,11 @@ def forward_kernel(
                 from_key, to_key = stop, full
             elif side == 2:
                 from_key, to_key = first, tl.minimum(stop, full)
+                if HAS_C2P:
+                    begin_row_band(
+                        query, key_table_ptr, table_offset + from_key - row0, num_table_rows, memory,
+                        HEAD_WIDTH, BLOCK_H, BLOCK, 1,
+                    )  # fmt: skip
             else:
                 from_key, to_key = full, size_k
             for key0 in tl.range(from_key, to_key, BLOCK):
@@ -118,7 +123,8 @@ def forward_kernel(
                 else:
                     terms = position_terms(
                         query, key, key_table_ptr, query_table_ptr, table_offset + key0 - row0, num_table_rows,
-                        scratch_ptr, HEAD_WIDTH, BLOCK_H, BLOCK, 1, HAS_C2P, HAS_P2C, side == 3, False,
+                        memory, key0 - from_key,
+                        HEAD_WIDTH, BLOCK_H, BLOCK, 1, HAS_C2P, HAS_P2C, side == 3, side == 2, BAND_PARTS,
                     )  # fmt: skip
                     scores = tl.dot(row_query, key.T, terms, input_precision=PRECISION)
                 if side == 3:
@@ -141,8 +147,8 @@ def forward_kernel(
 
     # Anew, or it would be kept in registers through the loops. All of it costs instructions where there is no need.
     if HAS_DROPOUT:
-        tile, local_head = program_anew(num_heads)
-        head_64 = (first_head + local_head).to(tl.int64)
+        tile, head = program_anew(num_heads)
+        head_64 = head.to(tl.int64)
         _, row0, start_q, size_q = find_tile(tile, map_q_ptr, cu_q_ptr, anew(num_queries), BLOCK, IS_PACKED)
     else:
         row0, size_q = anew(row0), anew(size_q)

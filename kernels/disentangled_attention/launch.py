@@ -1,8 +1,7 @@
 """Launches the fused kernels: workspaces and grids; forward and backward of whole tensors.
 
-Workspace. Forward has one tile of scratch for each program; backward also has the stored dS of some heads, and with
-dropout its decisions, a bit a score. Heads are taken in as many rounds as keep it within WORKSPACE_BYTES (one head at
-least), each with the same results.
+Workspace. Forward has none; backward has the stored dS of some heads, and with dropout its decisions, a bit a score.
+Heads are taken in as many rounds as keep it within WORKSPACE_BYTES (one head at least), each with the same results.
 Used by: registered.py, benchmarks/resources.py. Tested by: tests/kernels/test_triton_attention.py.
 Not here: the kernels' arguments (attention_call.py), tile sizes (tile_sizes.py), argument checks (op.py), torch.library
 (registered.py).
@@ -20,6 +19,7 @@ from disentangled.kernels.disentangled_attention.backward import key_value_kerne
 from disentangled.kernels.disentangled_attention.distance_tables import fold_kernel
 from disentangled.kernels.disentangled_attention.forward import forward_kernel
 from disentangled.kernels.disentangled_attention.keep_words import WORD_QUERIES, keep_words_kernel
+from disentangled.kernels.disentangled_attention.shared_memory_limit import watch_loading
 from disentangled.kernels.disentangled_attention.table_gradients import end_gradient_kernel, table_gradient_kernel
 
 WORKSPACE_BYTES = 256 << 20
@@ -28,6 +28,8 @@ TABLE_SPLITS = 4
 FOLD_ROWS = 16
 END_ROWS = 64
 WORD_KEYS = 256
+
+watch_loading()
 
 
 def forward(
@@ -40,16 +42,13 @@ def forward(
     lse = torch.empty((call.num_heads, call.num_all_queries), dtype=torch.float32, device=query.device)
     if call.num_documents == 0 or call.num_all_queries == 0:
         return out, lse
-    scratch_elements = call.query_tiles * 4 * call.block**2
-    for first_head, num_heads in _rounds(call.num_heads, scratch_elements * query.element_size()):
-        forward_kernel[call.query_tiles, num_heads](
-            call.query, call.key, call.value, out, lse, call.key_table, call.query_table,
-            torch.empty(num_heads * scratch_elements, dtype=query.dtype, device=query.device),
-            **call.places, key_whole_ptr=call.key_whole, map_q_ptr=call.map_q, **call.strides,
-            num_heads=call.num_heads, num_queries=call.num_queries, num_keys=call.num_keys,
-            num_all_queries=call.num_all_queries, **call.tables, **call.draw, keep_scale=call.keep_scale,
-            first_head=first_head, **call.constants, **call.config("forward").options,
-        )  # fmt: skip
+    forward_kernel[call.query_tiles, call.num_heads](
+        call.query, call.key, call.value, out, lse, call.key_table, call.query_table,
+        **call.places, key_whole_ptr=call.key_whole, map_q_ptr=call.map_q, **call.strides,
+        num_heads=call.num_heads, num_queries=call.num_queries, num_keys=call.num_keys,
+        num_all_queries=call.num_all_queries, **call.tables, **call.draw, keep_scale=call.keep_scale,
+        **call.constants, **call.config("forward").options,
+    )  # fmt: skip
     return out, lse
 
 
@@ -88,16 +87,13 @@ def backward(
     left, right = call.tables["last_left"], -call.tables["last_right"]
     width_k, lead_k = call.stored_rows(call.longest_k, left, right)
     width_q, lead_q = call.stored_rows(call.longest_q, right, left)
-    scratch_elements = call.key_tiles * 4 * block**2
     by_query_elements, by_key_elements = call.num_all_queries * width_k, call.num_all_keys * width_q
-    head_elements = scratch_elements + by_query_elements + by_key_elements
+    head_elements = by_query_elements + by_key_elements
     word_rows, word_width = call.word_shape
     head_bytes = head_elements * query.element_size() + 4 * word_rows * word_width
     for first_head, num_heads in _rounds(call.num_heads, head_bytes):
         workspace = torch.empty(num_heads * head_elements, dtype=dtype, device=device)
-        by_query, by_key, scratch = workspace.split(
-            [num_heads * by_query_elements, num_heads * by_key_elements, num_heads * scratch_elements]
-        )
+        by_query, by_key = workspace.split([num_heads * by_query_elements, num_heads * by_key_elements])
         # Zeros, because not every token has a far tile.
         num_sums = num_heads * (call.num_all_queries + call.num_all_keys) if call.has_far else 0
         sums = torch.zeros(2 * num_sums, dtype=torch.float32, device=device)
@@ -115,7 +111,7 @@ def backward(
         for is_far in (True, False) if call.has_far else (False,):
             key_value_kernel[call.key_tiles, num_heads](
                 call.query, call.key, call.value, grad_out, rows, grad_key, grad_value, far_key, far_value,
-                by_query, by_key, call.key_table, call.query_table, key_sums, scratch, **call.places,
+                by_query, by_key, call.key_table, call.query_table, key_sums, **call.places,
                 map_k_ptr=call.map_k, num_all_keys=call.num_all_keys, num_sums=num_sums,
                 width_q=width_q, width_k=width_k, lead_q=lead_q, lead_k=lead_k,
                 keep_scale=call.keep_scale, IS_FAR=is_far, **shared,
@@ -169,11 +165,9 @@ def _table_gradients(
     partial = torch.empty(
         (2, TABLE_SPLITS, num_heads, table.num_rows, call.head_width), dtype=torch.float32, device=call.device
     )
-    first_block, blocks = call.first_row // call.block, triton.cdiv(call.stop_row, call.block)
     shared = {
         "live_ptr": call.places["live_ptr"],
         "key_stop_ptr": call.places["key_stop_ptr"],
-        "first_block": first_block,
         **{name: call.tables[name] for name in ("num_table_rows", "table_offset", "last_left", "last_right")},
         "scale": call.grad_scale,
         "first_head": first_head,
@@ -205,12 +199,13 @@ def _table_gradients(
             continue
         x, grad_scores, tile_map, cu_rows, num_rows, num_all_rows, (width, lead) = rows
         strides = dict(zip(("stride_xb", "stride_xt", "stride_xh"), strides_of(x), strict=True))
-        table_gradient_kernel[blocks - first_block, num_heads, TABLE_SPLITS](
+        blocks = _distance_blocks(table.offset, call.first_row, call.stop_row, call.block, sign)
+        table_gradient_kernel[len(blocks), num_heads, TABLE_SPLITS](
             x, grad_scores, partial[side], map_ptr=tile_map,
             cu_rows_ptr=call.places[cu_rows], cu_columns_ptr=call.places[columns[3]], **strides,
             num_rows=num_rows, num_columns=columns[4], num_all_rows=num_all_rows, width=width, lead=lead,
             num_tiles=tiles,
-            SIGN=sign, **shared,
+            first_block=blocks.start, SIGN=sign, **shared,
         )  # fmt: skip
         if call.has_far:
             end_gradient_kernel[end_tiles[side], num_heads](
@@ -222,12 +217,21 @@ def _table_gradients(
     num_slots = 2 * call.problem.positions.att_span
     fold_kernel[num_slots, num_heads, 2](
         partial, ends, grad_rel_key, grad_rel_query, table.row_spans,
-        first_row=first_block * call.block, stop_row=min(blocks * call.block, table.num_rows),
+        first_row=call.first_row, stop_row=call.stop_row,
         num_rows=table.num_rows, num_slots=num_slots, num_heads=num_heads, num_query_tiles=end_tiles[0],
         num_key_tiles=end_tiles[1], left_slot=table.left_slot, right_slot=table.right_slot, first_head=first_head,
         HEAD_WIDTH=call.head_width, BLOCK_H=call.block_h, BLOCK_U=FOLD_ROWS, SPLITS=TABLE_SPLITS,
         HAS_C2P=grad_rel_key is not None, HAS_P2C=grad_rel_query is not None, HAS_FAR=call.has_far, num_warps=1,
     )  # fmt: skip
+
+
+def _distance_blocks(offset: int, first_row: int, stop_row: int, block: int, sign: int) -> range:
+    """Which blocks of distances (table_gradient_kernel) have table rows first_row .. stop_row - 1.
+
+    A distance's row is offset + sign * distance.
+    """
+    low, high = sorted((sign * (first_row - offset), sign * (stop_row - 1 - offset)))
+    return range(triton.cdiv(low, block), (high + block - 1) // block + 1)
 
 
 def _rounds(num_heads: int, head_bytes: int) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,10 @@
-"""Gradients of the expanded tables: a program owns a block of distances and walks the stored dS.
+"""Gradients of the expanded tables: a program owns a block of distances and walks the stored T.
 
     dE_c2p[u] = sum over rows r of T[r, u] q_r       dE_p2c[u] = the same with keys, by rows of keys
 
-T is dS with its rows sheared (backward.py), which is only another way of reading it; the distances' sums stay in
-registers, so there is one writer for each and no atomic. Tokens are split into a few parts that fold_kernel adds up.
+T is dS with its rows sheared, as shear.py has stored it by tiles: of a block of distances a plain matrix of all rows.
+The distances' sums stay in registers, so there is one writer for each and no atomic. Tokens are split into a few parts
+that fold_kernel adds up.
 Used by: launch.py. Tested by: tests/kernels/test_triton_attention.py.
 Not here: distances to slots (distance_tables.fold_kernel); far tiles (backward.py).
 """
@@ -18,7 +19,6 @@ from disentangled.kernels.disentangled_attention.tiles import (
     load_live,
     load_live_rows,
     load_rows,
-    load_sheared,
     span_of,
     stored_origin,
     window_of,
@@ -34,17 +34,16 @@ def table_gradient_kernel(
     HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, SIGN: tl.constexpr, SPLITS: tl.constexpr,
     HAS_FAR: tl.constexpr, HAS_MASK: tl.constexpr, IS_PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Owns BLOCK table rows of one head and every SPLITS-th tile of tokens; writes partial [SPLITS, n, U, H].
+    """Owns a block of distances of one head and every SPLITS-th tile of tokens; writes partial [SPLITS, n, U, H].
 
-    Rows are queries (SIGN = 1) or keys (SIGN = -1), and x holds them.
+    Rows are queries (SIGN = 1) or keys (SIGN = -1), and x holds them. Block n has the distances, column minus row, of
+    n * BLOCK - (BLOCK - 1) .. n * BLOCK, and those of row tile R stand where its dS had column tile R + n.
     """
     local_head, split = tl.program_id(1), tl.program_id(2)
-    table_row0 = (first_block + tl.program_id(0)) * BLOCK
+    shift = (first_block + tl.program_id(0)) * BLOCK
     x_ptr += (first_head + local_head).to(tl.int64) * stride_xh
     grad_scores_ptr += local_head.to(tl.int64) * num_all_rows * width
     offs_u, offs_h = tl.arange(0, BLOCK), tl.arange(0, BLOCK_H)
-    # The shift (column minus row) of the block's first and lowest distance.
-    shift = table_row0 - table_offset if SIGN == 1 else table_offset - table_row0 - (BLOCK - 1)
     total = tl.zeros([BLOCK, BLOCK_H], tl.float32)
     for tile in tl.range(split, num_tiles, SPLITS):
         document, row0, start, size = find_tile(tile + split * 0, map_ptr, cu_rows_ptr, num_rows, BLOCK, IS_PACKED)
@@ -55,17 +54,13 @@ def table_gradient_kernel(
             else:
                 size = tl.load(key_stop_ptr + document)
         first, stop = window_of(row0, size_columns, last_left, last_right, BLOCK, SIGN, HAS_FAR)
-        stop = tl.minimum(stop, size_columns)
-        meets = (row0 < size) & (row0 + BLOCK - 1 + shift + BLOCK - 1 >= first) & (row0 + shift < stop)
-        if meets:
-            base = grad_scores_ptr + start.to(tl.int64) * width
-            origin = stored_origin(row0, lead, HAS_FAR)
-            # Only blocks at either end of the window, and a document's last rows, have columns that do not exist.
-            whole = (row0 + shift >= first) & (row0 + shift + 2 * BLOCK - 2 < stop) & (row0 + BLOCK <= size)
-            if whole:
-                sheared = load_sheared(base, row0, size, first, stop, origin, width, shift, BLOCK, False)
-            else:
-                sheared = load_sheared(base, row0, size, first, stop, origin, width, shift, BLOCK, True)
+        column0 = row0 + shift
+        if (row0 < size) & (first < stop) & (column0 >= first) & (column0 <= stop):
+            base = (
+                grad_scores_ptr + (start + row0).to(tl.int64) * width + (column0 - stored_origin(row0, lead, HAS_FAR))
+            )
+            pointers = base + offs_u[:, None] * width + offs_u[None, :]
+            sheared = tl.load(pointers, mask=(offs_u < size - row0)[:, None], other=0.0)
             if IS_PACKED:
                 rows_ptr = x_ptr + start.to(tl.int64) * stride_xt
             else:
@@ -76,9 +71,9 @@ def table_gradient_kernel(
             else:
                 x = load_rows(rows_ptr, row0, size, stride_xt, HEAD_WIDTH, BLOCK, BLOCK_H)
             total = tl.dot(sheared.T, x, total, input_precision=PRECISION)
-    row = table_row0 + (offs_u if SIGN == 1 else BLOCK - 1 - offs_u)
+    row = table_offset + SIGN * (shift - (BLOCK - 1) + offs_u)
     base = (split * tl.num_programs(1) + local_head).to(tl.int64) * num_table_rows
-    mask = (row < num_table_rows)[:, None] & (offs_h < HEAD_WIDTH)[None, :]
+    mask = ((row >= 0) & (row < num_table_rows))[:, None] & (offs_h < HEAD_WIDTH)[None, :]
     tl.store(partial_ptr + (base + row[:, None]) * HEAD_WIDTH + offs_h[None, :], total * scale, mask=mask)
 
 

@@ -46,8 +46,10 @@ def config(kernel: str, head_width: int, dtype: torch.dtype, has_dropout: bool, 
         return Config(block=32)  # its scaled keys or queries are one tile more
     if capability >= 100 and (kernel == "key_value" or (kernel == "forward" and has_dropout)):
         return Config(block=64, num_stages=1, maxnreg=255)
-    has_stages = kernel != "far_key_value" and not (has_dropout and (kernel == "forward" or capability >= 100))
-    return Config(block=64, num_stages=2 if has_stages else 1)
+    is_full = has_dropout and (capability >= 100 or (dtype == torch.float16 and kernel == "forward"))
+    if kernel == "far_key_value" or is_full:
+        return Config(block=64, num_stages=1)
+    return Config(block=64, num_stages=4 if kernel == "query" else 2)  # dQ does little but load
 
 
 @functools.cache

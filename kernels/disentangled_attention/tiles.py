@@ -1,17 +1,13 @@
-"""What the fused kernels share: which document a program works on, its rows, position terms, far tiles, dropout.
+"""What the fused kernels share: which document a program works on, its rows, far tiles, dropout.
 
-A tile is BLOCK queries by BLOCK keys of one document and one head. Its position terms need a window of 2 BLOCK - 1
-consecutive rows of an expanded table: one product with them, a *band*, holds the term of row r and column c at
-band[r, c - r + BLOCK - 1], a diagonal. The diagonal is taken through memory that belongs to the program
-alone (`scratch`, a few tens of KiB, so it stays in the L2 cache): the band is stored as it is and read back with a row
-stride one shorter, which is an affine address that no tile changes. No index, no gather, no atomic.
-
-Tiles whose distances all lie past an end of the table are *far*: there the terms are one number per row and one per
-column, and they run at the speed of plain flash attention.
+A tile is BLOCK queries by BLOCK keys of one document and one head. Tiles whose distances all lie past an end of the
+tables are *far*: there the position terms are one number per row and one per column, and they run at the speed of
+plain flash attention. The terms of the others are in bands.py.
 
 `rows` and `columns` are queries and keys in the forward pass (SIGN = 1: table rows ascend with the column) and keys and
 queries where a program owns keys (SIGN = -1).
-Used by: forward.py, backward.py, table_gradients.py. Tested by: tests/kernels/test_triton_attention.py.
+Used by: forward.py, backward.py, bands.py, shear.py, table_gradients.py. Tested by:
+tests/kernels/test_triton_attention.py.
 Not here: softmax and gradients.
 """
 
@@ -38,16 +34,15 @@ DATA_DEPENDENT = (
 
 
 @triton.jit
-def program_barrier(zero, IS_PIPELINED: tl.constexpr):
-    """All threads of the program see what any of them has written.
+def program_barrier(scalar):
+    """All threads of the program see what any of them has written; `scalar` is any, for it to have an argument.
 
-    Triton 3.7 pipelines no loop that has a tl.debug_barrier, so where the loads are to be pipelined the same
-    instruction is written by hand; `zero` is any scalar, for it to have an argument.
+    Triton 3.7 pipelines no loop that has a tl.debug_barrier, so the same instruction is written by hand.
     """
-    if IS_PIPELINED and not IS_INTERPRETED:
-        tl.inline_asm_elementwise("bar.sync 0; mov.u32 $0, $1;", "=r,r", [zero], dtype=tl.int32, is_pure=False, pack=1)
-    else:
-        tl.debug_barrier()
+    if not IS_INTERPRETED:
+        tl.inline_asm_elementwise(
+            "bar.sync 0; mov.u32 $0, $1;", "=r,r", [scalar], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -205,6 +200,16 @@ def load_table_row(table_ptr, row, HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constex
 
 
 @triton.jit
+def load_table_rows(table_ptr, rows, HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Rows of an expanded table, [rows, BLOCK_H]."""
+    offs_h = tl.arange(0, BLOCK_H)
+    pointers = table_ptr + rows[:, None] * HEAD_WIDTH + offs_h[None, :]
+    if BLOCK_H != HEAD_WIDTH:
+        return tl.load(pointers, mask=(offs_h < HEAD_WIDTH)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
 def window_of(
     row0, num_columns, last_left, last_right,
     BLOCK: tl.constexpr, SIGN: tl.constexpr, HAS_FAR: tl.constexpr,
@@ -240,75 +245,6 @@ def stored_origin(row0, lead, HAS_FAR: tl.constexpr):
 
 
 @triton.jit
-def _store_band(
-    scratch_ptr, x, table_ptr, first_row, num_table_rows,
-    HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, CLAMP: tl.constexpr,
-    PARTS: tl.constexpr,
-):  # fmt: skip
-    """scratch [BLOCK, 2 * BLOCK] = x [BLOCK, BLOCK_H] times the table rows first_row, first_row + STEP, ...
-
-    In PARTS products: one is quickest, two need fewer registers.
-    """
-    WIDTH: tl.constexpr = 2 * BLOCK // PARTS
-    offs_r, offs_w, offs_h = tl.arange(0, BLOCK), tl.arange(0, WIDTH), tl.arange(0, BLOCK_H)
-    for part in tl.static_range(PARTS):
-        row = first_row + STEP * (part * WIDTH + offs_w)
-        if CLAMP:
-            row = tl.minimum(tl.maximum(row, 0), num_table_rows - 1)
-        pointers = table_ptr + row[:, None] * HEAD_WIDTH + offs_h[None, :]
-        if BLOCK_H != HEAD_WIDTH:
-            table = tl.load(pointers, mask=(offs_h < HEAD_WIDTH)[None, :], other=0.0)
-        else:
-            table = tl.load(pointers)
-        band = tl.dot(x, table.T, input_precision=PRECISION)
-        pointers = scratch_ptr + offs_r[:, None] * (2 * BLOCK) + (part * WIDTH + offs_w)[None, :]
-        tl.store(pointers, band.to(scratch_ptr.dtype.element_ty))
-
-
-@triton.jit
-def position_terms(
-    x_rows, x_columns, row_table_ptr, column_table_ptr, table_row, num_table_rows, scratch_ptr,
-    HEAD_WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, SIGN: tl.constexpr,
-    HAS_ROW_TERM: tl.constexpr, HAS_COLUMN_TERM: tl.constexpr, CLAMP: tl.constexpr,
-    IS_PIPELINED: tl.constexpr,
-):  # fmt: skip
-    """The position terms of a tile, float32 [BLOCK, BLOCK]; one of the two may be off.
-
-    x_rows [BLOCK, BLOCK_H] meets row_table, x_columns [BLOCK, BLOCK_H] meets column_table; `table_row` is the table
-    row of the tile's first row and first column. CLAMP: the window may leave the table, whose ends are saturated.
-    IS_PIPELINED: the caller's loop is to be pipelined; it then has no registers left for a band in one product.
-
-    Triton reads ahead what a pipelined loop loads, even where the loop itself writes it. It cannot do that with these
-    rows, which begin at any address; benchmarks/read_ahead.py looks whether it does.
-    """
-    PARTS: tl.constexpr = 2 if IS_PIPELINED or CLAMP else 1
-    WIDTH: tl.constexpr = 2 * BLOCK
-    offs_r, offs_c = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    column_scratch_ptr = scratch_ptr + BLOCK * WIDTH
-    program_barrier(table_row, IS_PIPELINED)  # the tile before has been read
-    if HAS_ROW_TERM:
-        _store_band(
-            scratch_ptr, x_rows, row_table_ptr, table_row - SIGN * (BLOCK - 1), num_table_rows,
-            HEAD_WIDTH, BLOCK_H, BLOCK, SIGN, CLAMP, PARTS,
-        )  # fmt: skip
-    if HAS_COLUMN_TERM:
-        _store_band(
-            column_scratch_ptr, x_columns, column_table_ptr, table_row + SIGN * (BLOCK - 1), num_table_rows,
-            HEAD_WIDTH, BLOCK_H, BLOCK, -SIGN, CLAMP, PARTS,
-        )  # fmt: skip
-    program_barrier(table_row, IS_PIPELINED)  # this tile has been written
-    row_ptrs = scratch_ptr + offs_r * (WIDTH - 1) + offs_c + (BLOCK - 1)
-    column_ptrs = column_scratch_ptr + offs_c * (WIDTH - 1) + offs_r + (BLOCK - 1)
-    if HAS_ROW_TERM and HAS_COLUMN_TERM:
-        terms = tl.load(row_ptrs).to(tl.float32) + tl.load(column_ptrs).to(tl.float32)
-    elif HAS_ROW_TERM:
-        terms = tl.load(row_ptrs).to(tl.float32)
-    else:
-        terms = tl.load(column_ptrs).to(tl.float32)
-    return terms
-
-
-@triton.jit
 def multiply(x, PRESCALE: tl.constexpr):
     """x in units of PRESCALE; the same registers where that is 1."""
     if PRESCALE == 1.0:
@@ -335,24 +271,6 @@ def far_rows(
     if HAS_OTHER:
         far_x += load_table_row(other_table_ptr, end, HEAD_WIDTH, BLOCK_H)[None, :]
     return row_bias, far_x.to(x.dtype)
-
-
-@triton.jit
-def load_sheared(
-    grad_scores_ptr, row0, num_rows, first, stop, origin, width, shift, BLOCK: tl.constexpr, IS_PARTIAL: tl.constexpr
-):
-    """T [rows, distances]: the stored dS at columns row + shift + 0 .. BLOCK - 1.
-
-    IS_PARTIAL: some of them lie outside first .. stop - 1, or some rows past num_rows; those are zero.
-    """
-    offs_r, offs_u = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    base = grad_scores_ptr + row0 * tl.cast(width, tl.int64) + (row0 + shift - origin)
-    pointers = base + offs_r * (width + 1) + offs_u
-    if IS_PARTIAL:
-        column = row0 + shift + offs_r + offs_u
-        mask = (column >= first) & (column < stop) & (row0 + offs_r < num_rows)
-        return tl.load(pointers, mask=mask, other=0.0)
-    return tl.load(pointers)
 
 
 @triton.jit

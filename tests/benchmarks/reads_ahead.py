@@ -20,7 +20,7 @@ def through_scratch_kernel(x_ptr, scratch_ptr, out_ptr, num_tiles, BLOCK: tl.con
     for number in tl.range(num_tiles):
         x = tl.load(x_ptr + number * BLOCK * BLOCK + tile)
         tl.store(scratch_ptr + tile, 2 * x)
-        program_barrier(num_tiles, True)
+        program_barrier(num_tiles)
         total = tl.dot(x, tl.load(scratch_ptr + tile), total)
     tl.store(out_ptr + tile, total)
 

@@ -61,6 +61,14 @@ def test_a_name_is_another_one_in_the_next_loop() -> None:
     assert written_and_read_ahead("\n".join(others)) == set()
 
 
+def test_loops_are_looked_at_one_by_one() -> None:
+    header, end = "scf.for %i = %c0 to %n step %c1 : i32 {", "} loc(#loc1)"
+    copy, store = COPY.replace("%from", "%scratch_ptr"), STORE.replace("%to", "%scratch_ptr")
+    assert written_and_read_ahead("\n".join([header, copy, end, header, store, end])) == set()
+    assert written_and_read_ahead("\n".join([header, copy, store, end, header, end])) == {"scratch_ptr"}
+    assert written_and_read_ahead("\n".join([header, copy, header, store, end, end])) == {"scratch_ptr"}
+
+
 def test_triton_does_read_ahead_what_a_loop_writes_and_such_a_program_is_refused() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.benchmarks.reads_ahead"]

@@ -16,7 +16,7 @@ from benchmarks.resources import inner_loops
 from tests.launching import ROOT
 
 # Instructions per score element at sm_90: the best kernels in public need about 50 and 202.
-MOST_FORWARD, MOST_BACKWARD = 25, 90
+MOST_FORWARD, MOST_BACKWARD = 25, 70
 MOST_FORWARD_WITH_DROPOUT = 40
 
 
@@ -41,10 +41,10 @@ def test_base_model_at_sm_90_is_within_the_goals(tmp_path: Path) -> None:
         (forward,) = loops["forward"]
         assert forward[near] <= (MOST_FORWARD_WITH_DROPOUT if "dropout" in variant else MOST_FORWARD)
         key_value, (query,), tables = loops["key_value"][-1], loops["query"], loops["table_gradient"]
-        # Of the walk along distances the middle of three loops is the one that repeats; with far tiles theirs is first.
+        # The shear has two loops, over whole tiles and over the last two; dQ's far tiles come first.
         query = query[1:] if near else query
-        assert len(key_value) == len(query) == 4 and len(tables) == 2
-        backward = key_value[0] + key_value[2] + query[0] + query[2] + sum(max(loop) for loop in tables)
+        assert (len(key_value), len(query), len(tables)) == (3, 3, 2)
+        backward = sum(key_value[:2]) + sum(query[:2]) + sum(max(loop) for loop in tables)
         assert backward <= MOST_BACKWARD
         if near and "dropout" not in variant:
             assert max(forward[:near]) <= 10.5  # plain flash attention in Triton takes 9.8

@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-import torch
 
 from benchmarks import resources, traffic
 from disentangled.kernels.disentangled_attention import launch
@@ -32,7 +31,8 @@ def test_stored_scores_are_at_most_what_the_launcher_allocates(num_tokens: int) 
     shape = traffic.Shape(num_tokens, total_tokens=num_tokens, heads=resources.HEADS)
     counted = traffic.count_tiles(shape)[0] * shape.block**2 * shape.item_bytes
     assert counted <= allocated
-    assert allocated <= counted * (1.0 if num_tokens == 512 else 1.6)  # windows are cut short at a document's ends
+    # A tile more for each tile of rows; windows are cut short at a document's ends.
+    assert allocated <= counted * (1.125 if num_tokens == 512 else 1.7)
 
 
 def test_flops_of_flash_attention_are_two_products_forward_and_five_or_seven_backward() -> None:
@@ -46,10 +46,9 @@ def test_workspace_is_chunked_by_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resources.recorded_launches(resources.Variant())
     monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
     single = resources.recorded_launches(resources.Variant())
-    for name in ("forward_kernel", "key_value_kernel"):
-        assert [x.name for x in single].count(name) == resources.HEADS * [x.name for x in whole].count(name)
-    scratch = max(x.arguments["scratch_ptr"].numel() for x in single if x.name == "key_value_kernel")
-    assert scratch * torch.bfloat16.itemsize == 512 // 64 * 4 * 64**2 * 2
+    names = [x.name for x in single]
+    assert names.count("key_value_kernel") == resources.HEADS * [x.name for x in whole].count("key_value_kernel")
+    assert names.count("forward_kernel") == 1  # forward has no workspace
 
 
 def test_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,10 +31,10 @@ def exchanging_kernel(x_ptr, scratch_ptr, out_ptr, num_tiles, BLOCK: tl.constexp
     for number in tl.range(num_tiles):
         tl.store(scratch_ptr + place, tl.load(x_ptr + number * BLOCK * BLOCK + place))
         if WAITS:
-            program_barrier(num_tiles, True)
+            program_barrier(num_tiles)
         total += tl.load(scratch_ptr + (place ^ 512)).to(tl.float32)
         if WAITS:
-            program_barrier(num_tiles, True)
+            program_barrier(num_tiles)
     tl.store(out_ptr + place, total)
 
 

@@ -2,9 +2,9 @@
 
 What: one head of N tokens of width 64 in bfloat16, position buckets as published, runs on the machine of machine.py,
 forward and backward, with the position terms `c2p+p2c`, `c2p`, `p2c` or `none`; each access of a warp is looked at.
-Printed for each kernel, over tiles of 64 x 64 scores: instructions that warps issue (PTX's, of which ptxas makes about
-as many), barriers, and turns of memory. A multiprocessor of sm_80 and sm_90 issues four instructions a cycle, and in
-either memory takes a turn of 128 bytes.
+Printed for each kernel, over tiles of 64 x 64 scores: instructions that warps issue (PTX's; ptxas makes fewer: it
+adds up addresses in loads), barriers, and turns of memory. A multiprocessor of sm_80 and sm_90 issues four
+instructions a cycle, and in either memory takes a turn of 128 bytes.
 
 - Global, at least: an access's different bytes by 128, and no fewer than one turn.
 - Global, at most: pieces of 128 bytes that it touches. What several pieces cost is known to a GPU alone.
