@@ -16,6 +16,7 @@ from typing import Any
 import triton
 
 UNASKED_BYTES = 48 << 10
+RESERVED_BYTES = 1 << 10  # that the system has of each program's
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CU_FUNC_ATTRIBUTE_...
 KERNELS = ("forward_kernel", "key_value_kernel", "query_kernel")
 _DECLARED = re.compile(r"\.shared\s+\.align\s+\d+\s+\.b8\s+own_memory\[(\d+)\];")
@@ -36,7 +37,7 @@ def ask_for_shared_memory(_module: Any, function: int, name: str, files: dict[st
         return
     own = declared_shared_bytes(Path(files[f"{name}.ptx"]).read_text())
     tritons = json.loads(Path(files[f"{name}.json"]).read_text())["shared"]
-    if not own or tritons > UNASKED_BYTES or own + tritons <= UNASKED_BYTES:
+    if not own or tritons > UNASKED_BYTES or own + tritons + RESERVED_BYTES <= UNASKED_BYTES:
         return
     result = _driver().cuFuncSetAttribute(
         ctypes.c_void_p(function), ctypes.c_int(MAX_DYNAMIC_SHARED_SIZE_BYTES), ctypes.c_int(tritons)

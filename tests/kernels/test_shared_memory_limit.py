@@ -43,7 +43,7 @@ def test_it_is_asked_where_both_parts_are_too_much_together(driver: Mock, tmp_pa
     "own, tritons, name",
     [
         (0, 40960, "forward_kernel"),
-        (8192, UNASKED_BYTES - 8192, "query_kernel"),
+        (8192, UNASKED_BYTES - 9216, "query_kernel"),
         (43008, UNASKED_BYTES + 8, "key_value_kernel"),
         (43008, 40960, "kernel_of_another"),
     ],
