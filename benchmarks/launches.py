@@ -5,6 +5,7 @@ those of the named GPU. `compile_launch` specialises a program as Triton's own l
 Used by: resources.py, loss_resources.py, dropout.py, tests/ptx. Tested by: tests/benchmarks/test_resources.py.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.read_ahead import written_and_read_ahead
-from disentangled.kernels.disentangled_attention.shared_memory_limit import declared_shared_bytes
 
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
+DECLARED_ARRAY = re.compile(r"\.shared\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\];")
 TRITON_TYPES = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1",
@@ -127,6 +128,11 @@ def compile_launch(launch: Launch, capability: int) -> Any:
             f"{launch.name} at sm_{capability} reads {', '.join(sorted(own))} ahead, which it writes itself: launch"
             " it with num_stages=1, or read with addresses that Triton cannot copy from ahead"
         )
-    if own := declared_shared_bytes(compiled.asm["ptx"]) % 1024:
+    if own := declared_shared_bytes(compiled) % 1024:
         raise RuntimeError(f"{launch.name} declares {own} bytes of shared memory more than a multiple of 1024")
     return compiled
+
+
+def declared_shared_bytes(compiled: Any) -> int:
+    """Shared memory that a program declares by inline instructions; metadata.shared is Triton's own, behind it."""
+    return sum(map(int, DECLARED_ARRAY.findall(compiled.asm["ptx"])))

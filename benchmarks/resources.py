@@ -25,10 +25,9 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.launches import Launch, caught, compile_launch
+from benchmarks.launches import Launch, caught, compile_launch, declared_shared_bytes
 from disentangled.kernels.disentangled_attention import AttentionDropout, attention_call, launch, tile_sizes
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
-from disentangled.kernels.disentangled_attention.shared_memory_limit import declared_shared_bytes
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = (80, 90, 100)
@@ -151,7 +150,7 @@ def _read_resources(compiled: Any, capability: int, elements_per_thread: float) 
     return Resources(
         registers=int(registers[1]),
         spill_bytes=int(spills[1]) + int(spills[2]),
-        shared_bytes=compiled.metadata.shared + declared_shared_bytes(compiled.asm["ptx"]),
+        shared_bytes=compiled.metadata.shared + declared_shared_bytes(compiled),
         loop_instructions=tuple(count / elements_per_thread for count in inner_loops(machine_code)),
     )
 

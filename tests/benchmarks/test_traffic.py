@@ -30,9 +30,9 @@ def test_stored_scores_are_at_most_what_the_launcher_allocates(num_tokens: int) 
     allocated = recorded["by_query_ptr"].numel() * recorded["by_query_ptr"].element_size()
     shape = traffic.Shape(num_tokens, total_tokens=num_tokens, heads=resources.HEADS)
     counted = traffic.count_tiles(shape)[0] * shape.block**2 * shape.item_bytes
+    allocated -= num_tokens * shape.heads * shape.block * shape.item_bytes  # a tile more for each tile of rows
     assert counted <= allocated
-    # A tile more for each tile of rows; windows are cut short at a document's ends.
-    assert allocated <= counted * (1.125 if num_tokens == 512 else 1.7)
+    assert allocated <= counted * (1.0 if num_tokens == 512 else 1.6)  # windows are cut short at a document's ends
 
 
 def test_flops_of_flash_attention_are_two_products_forward_and_five_or_seven_backward() -> None:

@@ -23,43 +23,33 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Mock:
     return double
 
 
-def load(folder: Path, own: int, tritons: int, name: str = "forward_kernel") -> None:
-    """What Triton does when it has loaded a program with so much shared memory."""
-    declared = f"{{ .shared .align 16 .b8 own_memory[{own}]; mov.u32 %r1, own_memory; }}" if own else "ret;"
-    (folder / "a.ptx").write_text(f".extern .shared .align 16 .b8 global_smem[];\n{declared}\n")
-    (folder / "a.json").write_text(json.dumps({"shared": tritons}))
-    ask_for_shared_memory(
-        None, FUNCTION, name, {f"{name}.{kind}": str(folder / f"a.{kind}") for kind in ("ptx", "json")}, ""
-    )
+def load(folder: Path, shared: int, name: str = "forward_kernel") -> None:
+    """What Triton does when it has loaded a program with so much shared memory besides what that declares."""
+    description = folder / "program.json"
+    description.write_text(json.dumps({"shared": shared}))
+    ask_for_shared_memory(None, FUNCTION, name, {f"{name}.json": str(description)}, "")
 
 
-def test_it_is_asked_where_both_parts_are_too_much_together(driver: Mock, tmp_path: Path) -> None:
-    load(tmp_path, own=25600, tritons=UNASKED_BYTES)
+def test_it_is_asked_where_triton_does_not(driver: Mock, tmp_path: Path) -> None:
+    load(tmp_path, UNASKED_BYTES)
     (function, attribute, size), _ = driver.cuFuncSetAttribute.call_args
     assert (function.value, attribute.value, size.value) == (FUNCTION, 8, UNASKED_BYTES)
 
 
 @pytest.mark.parametrize(
-    "own, tritons, name",
-    [
-        (0, 40960, "forward_kernel"),
-        (8192, UNASKED_BYTES - 9216, "query_kernel"),
-        (43008, UNASKED_BYTES + 8, "key_value_kernel"),
-        (43008, 40960, "kernel_of_another"),
-    ],
-    ids=["none of its own", "enough unasked", "Triton asks", "not ours"],
+    "shared, name",
+    [(UNASKED_BYTES + 8, "key_value_kernel"), (40960, "kernel_of_another")],
+    ids=["Triton asks", "not ours"],
 )
-def test_it_is_not_asked_elsewhere(driver: Mock, tmp_path: Path, own: int, tritons: int, name: str) -> None:
-    load(tmp_path, own, tritons, name)
+def test_it_is_not_asked_elsewhere(driver: Mock, tmp_path: Path, shared: int, name: str) -> None:
+    load(tmp_path, shared, name)
     driver.cuFuncSetAttribute.assert_not_called()
 
 
 def test_a_refusal_names_the_kernel_and_a_way_out(driver: Mock, tmp_path: Path) -> None:
     driver.cuFuncSetAttribute.return_value = 1
-    with pytest.raises(
-        RuntimeError, match=r"forward_kernel needs 25600 \+ 49152 bytes .*error 1.*implementation='torch'"
-    ):
-        load(tmp_path, own=25600, tritons=UNASKED_BYTES)
+    with pytest.raises(RuntimeError, match=r"forward_kernel needs 40960 bytes .*error 1.*implementation='torch'"):
+        load(tmp_path, 40960)
 
 
 def test_triton_calls_it_for_the_kernels_that_have_memory_of_their_own() -> None:
