@@ -30,6 +30,7 @@ from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.update_guard import UpdateGuard
 
+NORM_FLOOR = 1e-6  # torch's clip_grad_norm_ has it
 NORM_RUN = 1024  # values: so few that their fp32 sum loses less than the values themselves have
 
 
@@ -38,12 +39,15 @@ class ModelEngine:
 
     Args:
         spike_factor: see trainer/update_guard.py.
+        clipping: the longest gradient of an update, where DeepSpeed's optimizer does not clip; 0: any.
     """
 
-    def __init__(self, engine: Any, spike_factor: float = 0.0) -> None:
+    def __init__(self, engine: Any, spike_factor: float = 0.0, clipping: float = 0.0) -> None:
         self.deepspeed = engine
+        self._clipping = clipping
         self.guard = UpdateGuard(base_optimizer(engine), self._norm_before_update, spike_factor)
         self._watch = GradientWatch(engine.module)
+        self._parameters = list(engine.module.parameters())
         self._norm_without_optimizer = torch.zeros(())
 
     @property
@@ -72,9 +76,12 @@ class ModelEngine:
         if not is_last:
             engine.step()
             return
-        if engine.optimizer is engine.basic_optimizer:
-            norms = [norm_of(p.grad) for p in engine.module.parameters() if p.grad is not None]
-            self._norm_without_optimizer = norm_of(torch.stack(norms))  # stage 0 in fp32 keeps none
+        if engine.optimizer is engine.basic_optimizer:  # stage 0: nobody else takes the norm
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            self._norm_without_optimizer = norm_of(torch.stack([norm_of(x) for x in gradients]))
+            if self._clipping:
+                share = (self._clipping / (self._norm_without_optimizer + NORM_FLOOR)).clamp(max=1.0)
+                torch._foreach_mul_(gradients, share.float())
         num_skipped = self.num_skipped_steps
         self.guard.watch(engine.step)
         if self.guard.refusal:
@@ -143,13 +150,15 @@ def norm_of(values: Tensor) -> Tensor:
     Sums over NORM_RUN values at a time are fp32: a CPU takes twenty times as long in fp64.
     """
     flat = values.detach().reshape(-1)
+    if flat.numel() < NORM_RUN:
+        return torch.linalg.vector_norm(flat, dtype=torch.float64)
     num_whole = flat.numel() - flat.numel() % NORM_RUN
     runs = torch.linalg.vector_norm(
         flat[:num_whole].view(-1, NORM_RUN), dim=1, dtype=torch.promote_types(flat.dtype, torch.float32)
     ).double()
-    rest = torch.linalg.vector_norm(flat[num_whole:], dtype=torch.float64)
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([runs, rest.view(1)]))
-    return norm
+    if num_whole < flat.numel():
+        runs = torch.cat([runs, norm_of(flat[num_whole:]).view(1)])
+    return torch.linalg.vector_norm(runs)
 
 
 def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
@@ -205,11 +214,13 @@ def build_engines(
     accumulation: int,
 ) -> EnginePair:
     """Wrap both models. The DeepSpeed config is the same; optimizers, norms and loss scales are each engine's own."""
+    clipping = config.optimizer.gradient_clipping
+    is_plain = zero_stage_of(ds_config) == 0 and precision_of(ds_config) in ("fp32", "autocast")
     merged = merge_ds_config(
         ds_config,
         micro_sequences=config.batch.micro_sequences,
         accumulation=accumulation,
-        gradient_clipping=config.optimizer.gradient_clipping,
+        gradient_clipping=0.0 if is_plain else clipping,  # there DeepSpeed would take the norm a second time
     )
     machine = config.machine
     generator.deberta.encoder.recompute = machine.recompute_generator
@@ -231,5 +242,5 @@ def build_engines(
             engine.enable_backward_allreduce = False  # it would copy all gradients into buckets, and back, for nobody
         if isinstance(engine.basic_optimizer, AdamW) and not is_replicated(engine):
             engine.basic_optimizer.know_pieces(*pieces_of(engine), add_over_ranks)
-        engines.append(ModelEngine(engine, config.faults.spike_factor))
+        engines.append(ModelEngine(engine, config.faults.spike_factor, clipping if is_plain else 0.0))
     return EnginePair(engines[0], engines[1], zero_stage_of(ds_config))

@@ -27,18 +27,20 @@ SMALL_GROUP_SCORES = 64 * 64
 class PaddedTokens:
     """Tokens of G documents, padded to a common length.
 
-    tokens  int64 [G * length], the row of x [tokens, N, H] at each place; None: x is [G * length, N, H] as it stands
-    live    bool [G, length]; None: every place is live
+    tokens      the row of x [tokens, N, H] at each place: int64 [G * length], or a slice where these are neighbours
+    live        bool [G, length]; None: every place is live
+    num_written the rows of x that unpad_into writes
     """
 
     num_documents: int
     length: int
-    tokens: Tensor | None = None
-    live: Tensor | None = None
+    tokens: Tensor | slice
+    live: Tensor | None
+    num_written: int
 
     def pad(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x [tokens, N, H] to a new [N, G, length, H] in dtype, zero where padded."""
-        rows = x if self.tokens is None else x.index_select(0, self.tokens)
+        rows = x[self.tokens] if isinstance(self.tokens, slice) else x.index_select(0, self.tokens)
         rows = rows.reshape(self.num_documents, self.length, *x.shape[1:])
         padded = torch.empty((x.shape[1], *rows.shape[:2], x.shape[2]), dtype=dtype, device=x.device)
         padded.copy_(rows.permute(2, 0, 1, 3))
@@ -47,8 +49,8 @@ class PaddedTokens:
     def unpad_into(self, x: Tensor, padded: Tensor) -> None:
         """Writes the live places of padded [N, G, length, H] to their rows of x [tokens, N, H]."""
         rows = padded.permute(1, 2, 0, 3)
-        if self.tokens is None:
-            x.view(rows.shape).copy_(rows)
+        if isinstance(self.tokens, slice):
+            x[self.tokens].view(rows.shape).copy_(rows)
         elif self.live is None:
             x.index_copy_(0, self.tokens, rows.flatten(0, 1).to(x.dtype))
         else:
@@ -87,8 +89,8 @@ def padded_groups(
     return (
         DocumentGroup(
             documents=torch.arange(num_documents, device=device),
-            queries=PaddedTokens(num_documents, num_queries, live=queries_live),
-            keys=PaddedTokens(num_documents, num_keys, live=key_padding_mask),
+            queries=_all_tokens(num_documents, num_queries, queries_live),
+            keys=_all_tokens(num_documents, num_keys, key_padding_mask),
         ),
     )
 
@@ -124,10 +126,19 @@ def packed_groups(
     )
 
 
+def _all_tokens(num_documents: int, length: int, live: Tensor | None) -> PaddedTokens:
+    """Documents that lie padded already; padded places are written, too."""
+    num_tokens = num_documents * length
+    return PaddedTokens(num_documents, length, slice(0, num_tokens), live, num_tokens)
+
+
 def _packed_tokens(spans: list[tuple[int, int]], device: torch.device) -> PaddedTokens:
     """Places of documents given as (first token, length)."""
+    num_live, (first, length) = sum(length for _, length in spans), spans[0]
+    if all(span == (first + number * length, length) for number, span in enumerate(spans)):
+        return PaddedTokens(len(spans), length, slice(first, first + num_live), None, num_live)
     starts, lengths = torch.tensor(spans, device="cpu").unsqueeze(-1).unbind(1)
     place = torch.arange(int(lengths.max()), device="cpu")
     live = place < lengths
     tokens = torch.where(live, starts + place, starts).flatten().to(device)
-    return PaddedTokens(len(spans), len(place), tokens, None if bool(live.all()) else live.to(device))
+    return PaddedTokens(len(spans), len(place), tokens, None if bool(live.all()) else live.to(device), num_live)

@@ -4,9 +4,10 @@ The relative tables are expanded per distance, so that the logarithmic bucket le
 term is matrix products and skewed reads (position_terms.py). No index tensor of the scores' size exists, forward or
 backward. c2p is added to the scores, p2c to transposed scores, which one copy turns.
 
-Forward saves the probabilities, and the decisions of dropout at a byte each; everything else of the scores' size is
-scratch for a few heads that the next ones reuse. Backward sums each gradient in one place and in a fixed order:
-deterministic. Scores, softmax and sums are float32, or float64 for float64 inputs.
+Forward saves queries, keys and values as it laid them out, the probabilities, and the decisions of dropout at a byte
+each; everything else of the scores' size is scratch for a few heads that the next ones reuse. Backward sums each
+gradient in one place and in a fixed order: deterministic. Scores, softmax and sums are float32, or float64 for float64
+inputs.
 
 Used by: op.py. Tested by: tests/kernels/test_disentangled_attention.py and its neighbours. Measured in: README.md.
 Not here: argument checks (op.py); a position term's arithmetic (position_terms.py); which tokens share a batch
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from disentangled.kernels.counter_rng import keep_scale
-from disentangled.kernels.disentangled_attention.document_groups import DocumentGroup
+from disentangled.kernels.disentangled_attention.document_groups import DocumentGroup, PaddedTokens
 from disentangled.kernels.disentangled_attention.dropout import AttentionDropout, attention_keep_mask
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 from disentangled.kernels.disentangled_attention.position_terms import Bands, add_position_gradients, position_terms
@@ -79,33 +80,37 @@ class DisentangledAttention(torch.autograd.Function):
     ) -> Tensor:
         ctx.groups, ctx.positions, ctx.scale, ctx.dropout = groups, positions, scale, dropout
         inputs = _Inputs(query, key, value, rel_key, rel_query)
-        output = _new_rows(query, query.dtype, groups)
+        ctx.num_queries, ctx.num_keys = len(query), len(key)
+        output = _new_rows(len(query), query, query.dtype, [group.queries for group in groups])
         saved: list[Tensor | None] = []
         for group in groups:
             operands = _load(inputs, group, positions, scale, dropout)
             context, for_backward = _forward(operands, group, dropout, save=any(ctx.needs_input_grad))
             group.queries.unpad_into(output, context)
-            saved += for_backward
-        ctx.save_for_backward(*inputs, *saved)
+            saved += operands.q, operands.k, operands.v, *for_backward
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(rel_key, rel_query, *saved)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors  # read once: activation checkpointing allows no second time
-        inputs, saved = _Inputs(*tensors[:5]), iter(tensors[5:])
-        dtype = _compute_dtype(grad_output.dtype)
+        rel_key, rel_query, *tensors = ctx.saved_tensors  # read once: activation checkpointing allows no second time
+        saved = iter(tensors)
         # In the dtype of the sums: those of the tables run over the groups.
+        dtype = _compute_dtype(grad_output.dtype)
+        queries, keys = [group.queries for group in ctx.groups], [group.keys for group in ctx.groups]
         grad_inputs = _Inputs(
-            _new_rows(inputs.query, dtype, ctx.groups),
-            _new_rows(inputs.key, dtype, ctx.groups),
-            _new_rows(inputs.value, dtype, ctx.groups),
-            None if inputs.rel_key is None else torch.zeros_like(inputs.rel_key, dtype=dtype),
-            None if inputs.rel_query is None else torch.zeros_like(inputs.rel_query, dtype=dtype),
+            _new_rows(ctx.num_queries, grad_output, dtype, queries),
+            _new_rows(ctx.num_keys, grad_output, dtype, keys),
+            _new_rows(ctx.num_keys, grad_output, dtype, keys),
+            None if rel_key is None else torch.zeros_like(rel_key, dtype=dtype),
+            None if rel_query is None else torch.zeros_like(rel_query, dtype=dtype),
         )
         with torch.autocast(grad_output.device.type, enabled=False):
             for group in ctx.groups:
-                operands = _load(inputs, group, ctx.positions, ctx.scale, ctx.dropout)
+                tables = _load_tables(rel_key, rel_query, group, ctx.positions, ctx.scale, dtype)
+                operands = _Operands(next(saved), next(saved), next(saved), *tables)
                 grad_context = group.queries.pad(grad_output, dtype)
                 gradients = _backward(operands, grad_context, saved)
                 _store(gradients, grad_inputs, group, ctx.positions, ctx.scale, ctx.dropout)
@@ -116,24 +121,39 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _new_rows(like: Tensor, dtype: torch.dtype, groups: tuple[DocumentGroup, ...]) -> Tensor:
-    """A tensor of that shape, for the groups to write: of zeros unless they write every row."""
-    make = torch.empty if any(group.queries.tokens is None for group in groups) else torch.zeros
-    return make(like.shape, dtype=dtype, device=like.device)
+def _new_rows(num_tokens: int, like: Tensor, dtype: torch.dtype, tokens: list[PaddedTokens]) -> Tensor:
+    """[num_tokens, N, H], to be written by `tokens`: zeros unless these write every row."""
+    make = torch.empty if sum(x.num_written for x in tokens) == num_tokens else torch.zeros
+    return make((num_tokens, *like.shape[1:]), dtype=dtype, device=like.device)
 
 
 def _load(
     inputs: _Inputs, group: DocumentGroup, positions: Positions, scale: float, dropout: AttentionDropout | None
 ) -> _Operands:
     dtype = _compute_dtype(inputs.query.dtype)
-    slots = positions.slots(group.queries.length, group.keys.length, inputs.query.device)
+    q, k = group.queries.pad(inputs.query, dtype).mul_(scale), group.keys.pad(inputs.key, dtype)
     v = group.keys.pad(inputs.value, dtype)
-    return _Operands(
-        q=group.queries.pad(inputs.query, dtype).mul_(scale),
-        k=group.keys.pad(inputs.key, dtype),
-        v=v if dropout is None else v.mul_(keep_scale(dropout.probability)),
-        c2p=None if inputs.rel_key is None else inputs.rel_key.index_select(1, slots.flip(0)).to(dtype),
-        p2c=None if inputs.rel_query is None else inputs.rel_query.index_select(1, slots).to(dtype).mul_(scale),
+    if dropout is not None:
+        v.mul_(keep_scale(dropout.probability))
+    return _Operands(q, k, v, *_load_tables(inputs.rel_key, inputs.rel_query, group, positions, scale, dtype))
+
+
+def _load_tables(
+    rel_key: Tensor | None,
+    rel_query: Tensor | None,
+    group: DocumentGroup,
+    positions: Positions,
+    scale: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
+    """c2p and p2c of _Operands, which backward makes again: all groups' together are larger than the tables."""
+    table = rel_key if rel_key is not None else rel_query
+    if table is None:
+        return None, None
+    slots = positions.slots(group.queries.length, group.keys.length, table.device)
+    return (
+        None if rel_key is None else rel_key.index_select(1, slots.flip(0)).to(dtype),
+        None if rel_query is None else rel_query.index_select(1, slots).to(dtype).mul_(scale),
     )
 
 

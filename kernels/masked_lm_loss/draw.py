@@ -47,11 +47,10 @@ class Draw:
         return uniform_pair(self.seed, self.stream, sample=self.sample, token=self.token, element=0)
 
 
-def scores_of(logits: Tensor, temperature: float, banned: Tensor) -> Tensor:
-    """Finite logits / temperature, and -inf where banned: a new tensor of logits' shape."""
-    scores = logits / temperature
-    scores.nan_to_num_(0.0, LARGEST_SCORE, -LARGEST_SCORE).clamp_(-LARGEST_SCORE, LARGEST_SCORE)
-    return scores.masked_fill_(banned, -torch.inf)
+def scores_of(logits: Tensor, temperature: float, ban: Tensor) -> Tensor:
+    """Finite logits / temperature, and -inf where ban is -inf instead of 0: a new tensor of logits' shape."""
+    scores = (logits if temperature == 1.0 else logits / temperature).nan_to_num(0.0, LARGEST_SCORE, -LARGEST_SCORE)
+    return scores.clamp_(-LARGEST_SCORE, LARGEST_SCORE).add_(ban)
 
 
 def choose(log_weights: Tensor, uniform: Tensor) -> Tensor:

@@ -40,12 +40,16 @@ class Scores:
 
 
 class Gradients:
-    """Sums for the gradients of hidden, table and bias at an upstream gradient of 1, in the arithmetic's dtype."""
+    """Sums for the gradients of hidden, table and bias at an upstream gradient of 1, in the arithmetic's dtype.
+
+    Zeros where there are no rows; else the first chunk of rows writes them.
+    """
 
     def __init__(self, hidden: Tensor, table: Tensor, dtype: torch.dtype) -> None:
-        self.hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
-        self.table = torch.zeros(table.shape, dtype=dtype, device=table.device)
-        self.bias = torch.zeros(table.shape[0], dtype=dtype, device=table.device)
+        make = torch.empty if hidden.shape[0] else torch.zeros
+        self.hidden = make(hidden.shape, dtype=dtype, device=hidden.device)
+        self.table = make(table.shape, dtype=dtype, device=table.device)
+        self.bias = make(table.shape[0], dtype=dtype, device=table.device)
 
 
 class EagerLoss(torch.autograd.Function):
@@ -95,8 +99,8 @@ def score(
     )
     # Whole blocks of ids: those past the last are banned, and have no weight in the softmax.
     width = _whole_blocks(num_ids)
-    banned = torch.ones(width, dtype=torch.bool, device=hidden.device)
-    banned[:num_ids] = draw.banned
+    ban = torch.full((width,), -torch.inf, dtype=dtype, device=hidden.device)
+    ban[:num_ids] = torch.where(draw.banned, -torch.inf, 0.0)
     uniforms = draw.uniforms()
     chunk_rows = min(num_rows, rows_at_once(num_ids, dtype))
     buffer = torch.empty((chunk_rows, width), dtype=dtype, device=hidden.device)
@@ -106,7 +110,7 @@ def score(
         logits[:, num_ids:] = -torch.inf
         for ids, block in _blocks(table, dtype):
             torch.addmm(bias[ids], hidden[rows], block.T, out=logits[:, ids])
-        scores.drawn[rows] = _draw(logits, uniforms[rows], banned, draw.temperature)
+        scores.drawn[rows] = _draw(logits, uniforms[rows], ban, draw.temperature)
         label = labels[rows]
         counts = label >= 0
         largest, best = logits.max(dim=-1)
@@ -132,28 +136,28 @@ def rows_at_once(num_ids: int, dtype: torch.dtype) -> int:
 
 def _add_gradients(gradients: Gradients, rows: slice, grad_logits: Tensor, hidden: Tensor, table: Tensor) -> None:
     """Adds a chunk's; grad_logits [R, V and more], hidden [R, D]."""
-    grad_hidden = gradients.hidden[rows].zero_()
     for ids, block in _blocks(table, hidden.dtype):
         part = grad_logits[:, ids]
-        grad_hidden.addmm_(part, block)
-        gradients.table[ids].addmm_(part.T, hidden)
-        gradients.bias[ids].add_(part.sum(0))
+        gradients.hidden[rows].addmm_(part, block, beta=float(ids.start > 0))
+        gradients.table[ids].addmm_(part.T, hidden, beta=float(rows.start > 0))  # times 0: not read
+        if rows.start > 0:
+            gradients.bias[ids] += part.sum(0)
+        else:
+            torch.sum(part, 0, out=gradients.bias[ids])
 
 
-def _draw(logits: Tensor, uniforms: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """An id for each row of logits [R, whole blocks]."""
+def _draw(logits: Tensor, uniforms: Tensor, ban: Tensor, temperature: float) -> Tensor:
+    """An id for each row of logits [R, whole blocks]; ban as draw.scores_of wants it."""
     block_lse = torch.cat(
         [
-            scores_of(logits[:, columns], temperature, banned[columns])
-            .unflatten(-1, (-1, SAMPLE_BLOCK))
-            .logsumexp(dim=-1)
+            scores_of(logits[:, columns], temperature, ban[columns]).unflatten(-1, (-1, SAMPLE_BLOCK)).logsumexp(dim=-1)
             for columns in _columns(logits.shape[1])
         ],
         dim=-1,
     )
     block = choose(block_lse, uniforms[:, 0])
     ids = block.unsqueeze(1) * SAMPLE_BLOCK + torch.arange(SAMPLE_BLOCK, device=logits.device)
-    scores = scores_of(logits.gather(1, ids), temperature, banned[ids])
+    scores = scores_of(logits.gather(1, ids), temperature, ban[ids])
     return ids[:, 0] + choose(scores, uniforms[:, 1])
 
 

@@ -36,7 +36,9 @@ def test_every_token_of_a_document_is_in_one_group(seed: int) -> None:
         documents += group.documents.tolist()
         live = torch.ones(len(group.documents), group.queries.length, dtype=torch.bool)
         live = live if group.queries.live is None else group.queries.live
-        tokens += group.queries.tokens.view(live.shape)[live].tolist()
+        rows = torch.arange(sum(lengths))[group.queries.tokens].view(live.shape)[live].tolist()
+        assert group.queries.num_written == len(rows)
+        tokens += rows
         for document, row in zip(group.documents.tolist(), live, strict=True):
             assert row.tolist() == [place < lengths[document] for place in range(group.queries.length)]
     assert sorted(tokens) == list(range(sum(lengths)))
@@ -60,6 +62,14 @@ def test_documents_of_one_length_are_one_group_without_padding() -> None:
     (group,) = groups_of([40] * 7)
     assert group.queries.live is None and group.keys.live is None
     assert group.dead_key_bias(torch.float32) is None
+
+
+def test_documents_that_are_neighbours_are_read_and_written_in_place() -> None:
+    assert groups_of([3, 100, 100, 100, 2])[0].queries.tokens == slice(3, 303)
+    assert [group.queries.tokens for group in groups_of([500])] == [slice(0, 500)]
+    (apart,) = groups_of([40, 0, 40])
+    assert apart.queries.tokens == slice(0, 80)
+    assert isinstance(groups_of([40, 500, 40])[-1].queries.tokens, torch.Tensor)
 
 
 def test_groups_of_a_batch_are_made_once() -> None:
