@@ -30,6 +30,8 @@ class PaddedTokens:
     tokens      the row of x [tokens, N, H] at each place: int64 [G * length], or a slice where these are neighbours
     live        bool [G, length]; None: every place is live
     num_written the rows of x that unpad_into writes
+    live_places, dead_places
+                int64, where `live` is and is not; None where all are, or where only the device knows
     """
 
     num_documents: int
@@ -37,6 +39,8 @@ class PaddedTokens:
     tokens: Tensor | slice
     live: Tensor | None
     num_written: int
+    live_places: Tensor | None = None
+    dead_places: Tensor | None = None
 
     def pad(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x [tokens, N, H] to a new [N, G, length, H] in dtype, zero where padded."""
@@ -44,17 +48,22 @@ class PaddedTokens:
         rows = rows.reshape(self.num_documents, self.length, *x.shape[1:])
         padded = torch.empty((x.shape[1], *rows.shape[:2], x.shape[2]), dtype=dtype, device=x.device)
         padded.copy_(rows.permute(2, 0, 1, 3))
-        return padded if self.live is None else padded.masked_fill_(~self.live[:, :, None], 0.0)
+        if self.dead_places is not None:
+            padded.flatten(1, 2).index_fill_(1, self.dead_places, 0.0)
+        elif self.live is not None:
+            padded.masked_fill_(~self.live[:, :, None], 0.0)
+        return padded
 
     def unpad_into(self, x: Tensor, padded: Tensor) -> None:
         """Writes the live places of padded [N, G, length, H] to their rows of x [tokens, N, H]."""
         rows = padded.permute(1, 2, 0, 3)
         if isinstance(self.tokens, slice):
             x[self.tokens].view(rows.shape).copy_(rows)
-        elif self.live is None:
-            x.index_copy_(0, self.tokens, rows.flatten(0, 1).to(x.dtype))
-        else:
-            x.index_copy_(0, self.tokens[self.live.flatten()], rows[self.live].to(x.dtype))
+            return
+        rows, tokens = rows.flatten(0, 1), self.tokens
+        if self.live_places is not None:
+            rows, tokens = (part.index_select(0, self.live_places) for part in (rows, tokens))
+        x.index_copy_(0, tokens, rows.to(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,4 +150,7 @@ def _packed_tokens(spans: list[tuple[int, int]], device: torch.device) -> Padded
     place = torch.arange(int(lengths.max()), device="cpu")
     live = place < lengths
     tokens = torch.where(live, starts + place, starts).flatten().to(device)
-    return PaddedTokens(len(spans), len(place), tokens, None if bool(live.all()) else live.to(device), num_live)
+    if bool(live.all()):
+        return PaddedTokens(len(spans), len(place), tokens, None, num_live)
+    places = [which.flatten().nonzero().squeeze(1).to(device) for which in (live, ~live)]
+    return PaddedTokens(len(spans), len(place), tokens, live.to(device), num_live, *places)

@@ -104,7 +104,7 @@ def case_config(shards: Path, algorithm: str, clipping: str, micro_sequences: in
 
 # Where a step may wait: in DeepSpeed's part of an update, as the host must know the gradient's norm; in what only a CPU
 # runs, two checks and the attention of packed rows; and in watch_gradients, below.
-MAY_WAIT = ("_take_model_step", "check_tensors", "check_draw", "packed_groups", "unpad_into", "look_and_step")
+MAY_WAIT = ("_take_model_step", "check_tensors", "check_draw", "packed_groups", "look_and_step")
 
 
 def run_steps(
