@@ -12,6 +12,7 @@ Tested by tests/experiments/test_embedding_sharing.py; docs/reproduction.md has 
 Not here: runs (sharing_runs.py), table and picture (sharing_page.py).
 """
 
+import argparse
 import shlex
 import signal
 import sys
@@ -32,8 +33,8 @@ FOLDER = Path(__file__).parent
 SCORES_FILE = "scores.jsonl"
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> tuple[Plan, list[Run], float, Path, Path | None, int]:
-    """The plan, the runs, the minutes, the output, the tasks' data and the number of seeds of a fine-tuning.
+def parse_arguments(arguments: Sequence[str] | None) -> tuple[Plan, list[Run], argparse.Namespace]:
+    """The plan, the runs, and the options as they were given.
 
     Raises:
         ValueError: a way that is not known, no seed, no time.
@@ -49,6 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[Plan, list[Run], f
     parser.add_argument("--seeds", type=int, default=3, help="of the pre-training (%(default)s)")
     parser.add_argument("--minutes", type=float, default=9.0, help="for this call (%(default)s)")
     parser.add_argument("--tasks", type=Path, metavar="DIR", help="data of the fine-tuned tasks; none without")
+    parser.add_argument("--suite", choices=sorted(SUITES), default="quick", help="which tasks (%(default)s)")
     parser.add_argument("--task-seeds", type=int, default=1, help="fine-tunings of each model and task (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value", help="recipe keys to change")
     options = parser.parse_args(arguments)
@@ -60,26 +62,26 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[Plan, list[Run], f
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: it must be above 0")
     plan = Plan(options.recipe, options.engine, options.processes, options.shards, tuple(options.set))
     plan.config()  # a recipe that cannot be read is told before anything runs
-    runs = plan_runs(options.output, options.variants, options.seeds)
-    return plan, runs, options.minutes, options.output, options.tasks, options.task_seeds
+    return plan, plan_runs(options.output, options.variants, options.seeds), options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what there is time for, measure what is trained, write the page; returns the exit code."""
     started = time.monotonic()
     try:
-        plan, runs, minutes, output, tasks, task_seeds = parse_arguments(arguments)
-        deadline = started + 60 * minutes
+        plan, runs, options = parse_arguments(arguments)
+        output, deadline = options.output, started + 60 * options.minutes
         for run in runs:
             if not is_trained(run, plan) and not train(run, plan, deadline):
                 break
             measure(run)
         trained = [run for run in runs if is_trained(run, plan)]
         is_done = len(trained) == len(runs)
-        if tasks is not None and trained:
+        if options.tasks is not None and trained:
             subjects = [Subject(run.folder.name, run.exported) for run in trained]
             untrained = Subject("from scratch", trained[0].exported, from_scratch=True)
-            scores = probe([untrained, *subjects], SUITES["quick"], tasks, output / "tasks", task_seeds)
+            subjects = [untrained, *subjects]
+            scores = probe(subjects, SUITES[options.suite], options.tasks, output / "tasks", options.task_seeds)
             write_rows(output / SCORES_FILE, scores)
         command = ["python", "-m", "experiments.embedding_sharing", *(sys.argv[1:] if arguments is None else arguments)]
         head = describe_environment(device_name(), ("torch", "deepspeed", "transformers"), command)

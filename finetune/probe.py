@@ -39,10 +39,13 @@ class Probe:
     max_length_tokens: int
     learning_rates: tuple[float, ...] = PROBE_RATES
     batch_size: int = 32
+    languages: tuple[str, ...] = ("all",)
 
 
+QUICK = (Probe("sst2", 4000, 3, 64), Probe("cola", 4000, 3, 64), Probe("stsb", 4000, 3, 128))
 SUITES = {
-    "quick": (Probe("sst2", 4000, 3, 64), Probe("cola", 4000, 3, 64), Probe("stsb", 4000, 3, 128)),
+    "quick": QUICK,
+    "quick_xnli": (*QUICK, Probe("xnli", 4000, 3, 128, languages=("en",))),
     "glue_small": (
         Probe("sst2", None, 3, 128),
         Probe("cola", None, 5, 128),
@@ -113,6 +116,7 @@ def options_of(subject: Subject, item: Probe, rate: float, data: Path, folder: P
         model=str(subject.model),
         output=folder,
         data=data,
+        languages=item.languages,
         max_train_examples=item.max_train_examples,
         max_length_tokens=item.max_length_tokens,
         learning_rate=rate,

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from disentangled.finetune import probe as probes
+from disentangled.finetune.find_files import find_validation
 from disentangled.finetune.probe import Probe, choose_probes, main
+from disentangled.finetune.tasks import find_task
 from tests.finetune.tiny_pretrained import write_pretrained
 
 RATES = (1e-3, 1e-9)  # nothing is learnt at the second
@@ -108,6 +110,15 @@ def test_checkpoints_of_a_run_are_exported_and_their_scores_lie_by_step(
 def test_tasks_narrow_a_suite() -> None:
     assert [item.task for item in choose_probes("quick", None)] == ["sst2", "cola", "stsb"]
     assert [item.task for item in choose_probes("quick", ["stsb", "sst2"])] == ["stsb", "sst2"]
+
+
+def test_xnli_is_probed_in_english_alone(tmp_path: Path) -> None:
+    """However many languages lie beside one another: table 2 of arXiv 2111.09543 has English."""
+    item = choose_probes("quick_xnli", ["xnli"])[0]
+    options = probes.options_of(probes.Subject("model", tmp_path), item, 1e-3, tmp_path, tmp_path / "out", seed=1)
+    for name in ("dev-en.tsv", "dev-de.tsv"):
+        (tmp_path / name).write_text("A man sleeps.\tHe rests.\tentailment\n")
+    assert list(find_validation(options, find_task("xnli"))) == ["en"]
 
 
 @pytest.mark.parametrize(
