@@ -69,9 +69,12 @@ def test_kind_names_the_optimizer(keys: dict[str, Any], kind: type) -> None:
     assert all(g["lr"] == 1e-3 and g["betas"] == (0.9, 0.95) and g["eps"] == 1e-6 for g in optimizer.param_groups)
 
 
-@pytest.mark.skipif(get_accelerator().device_name() != "cpu", reason="on a GPU torch chooses")
-def test_adamw_on_a_cpu_is_torchs_fused_one() -> None:
-    assert all(group["fused"] is True for group in build().param_groups)
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda", True), ("hpu", None)])
+def test_adamw_is_torchs_fused_one_on_cpus_and_gpus(
+    device: str, fused: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda index=None: device)
+    assert all(group["fused"] is fused for group in build().param_groups)
 
 
 def test_options_are_arguments_of_a_librarys_class() -> None:
