@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from disentangled.data_prep.shard_schema import Manifest
 from disentangled.model.compile import compile_layers
@@ -25,13 +26,11 @@ from disentangled.trainer.adamw import AdamW
 from disentangled.trainer.ds_config import merge_ds_config, precision_of, zero_stage_of
 from disentangled.trainer.fragments import base_optimizer, is_replicated
 from disentangled.trainer.gradient_watch import GradientWatch
+from disentangled.trainer.norms import norm_of, norm_of_all
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
 from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.update_guard import UpdateGuard
-
-NORM_FLOOR = 1e-6  # torch's clip_grad_norm_ has it
-NORM_RUN = 1024  # values: so few that their fp32 sum loses less than the values themselves have
 
 
 class ModelEngine:
@@ -78,10 +77,9 @@ class ModelEngine:
             return
         if engine.optimizer is engine.basic_optimizer:  # stage 0: nobody else takes the norm
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._norm_without_optimizer = norm_of(torch.stack([norm_of(x) for x in gradients]))
+            self._norm_without_optimizer = norm_of_all(gradients)
             if self._clipping:
-                share = (self._clipping / (self._norm_without_optimizer + NORM_FLOOR)).clamp(max=1.0)
-                torch._foreach_mul_(gradients, share.float())
+                clip_grads_with_norm_(self._parameters, self._clipping, self._norm_without_optimizer)
         num_skipped = self.num_skipped_steps
         self.guard.watch(engine.step)
         if self.guard.refusal:
@@ -142,23 +140,6 @@ class EnginePair:
         shared = self.generator.module.word_embeddings
         with self.gathered(own.weight), self.gathered(shared):
             return float(norm_of(own.weight) / norm_of(shared))
-
-
-def norm_of(values: Tensor) -> Tensor:
-    """Euclidean norm in fp64: over half a million values torch's fp32 sum on a CPU is off by 4e-4.
-
-    Sums over NORM_RUN values at a time are fp32: a CPU takes twenty times as long in fp64.
-    """
-    flat = values.detach().reshape(-1)
-    if flat.numel() < NORM_RUN:
-        return torch.linalg.vector_norm(flat, dtype=torch.float64)
-    num_whole = flat.numel() - flat.numel() % NORM_RUN
-    runs = torch.linalg.vector_norm(
-        flat[:num_whole].view(-1, NORM_RUN), dim=1, dtype=torch.promote_types(flat.dtype, torch.float32)
-    ).double()
-    if num_whole < flat.numel():
-        runs = torch.cat([runs, norm_of(flat[num_whole:]).view(1)])
-    return torch.linalg.vector_norm(runs)
 
 
 def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
