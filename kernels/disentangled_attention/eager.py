@@ -81,15 +81,16 @@ class DisentangledAttention(torch.autograd.Function):
         ctx.groups, ctx.positions, ctx.scale, ctx.dropout = groups, positions, scale, dropout
         inputs = _Inputs(query, key, value, rel_key, rel_query)
         ctx.num_queries, ctx.num_keys = len(query), len(key)
+        save = any(ctx.needs_input_grad)
         output = _new_rows(len(query), query, query.dtype, [group.queries for group in groups])
         saved: list[Tensor | None] = []
         for group in groups:
             operands = _load(inputs, group, positions, scale, dropout)
-            context, for_backward = _forward(operands, group, dropout, save=any(ctx.needs_input_grad))
+            context, for_backward = _forward(operands, group, dropout, save)
             group.queries.unpad_into(output, context)
-            saved += operands.q, operands.k, operands.v, *for_backward
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(rel_key, rel_query, *saved)
+            if save:
+                saved += operands.q, operands.k, operands.v, *for_backward
+        ctx.save_for_backward(rel_key, rel_query, *saved)
         return output
 
     @staticmethod
