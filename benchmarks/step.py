@@ -48,7 +48,10 @@ from disentangled.model.flops import FORWARD_AND_BACKWARD, encoder_flops, step_f
 from disentangled.trainer.device_peaks import peak_of_device
 from disentangled.trainer.distributed import leave_ranks
 
-TESTS = ("tests/model/test_embedding_sharing.py", "tests/model/test_mlm_head.py", "tests/model/test_rtd_head.py")
+TESTS = (
+    "tests/model/test_embedding_sharing.py", "tests/model/test_mlm_head.py", "tests/model/test_rtd_head.py",
+    "tests/trainer/test_norms.py",
+)  # fmt: skip
 PACKAGES = ("torch", "triton", "transformers", "deepspeed", "disentangled-flash")
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
