@@ -51,6 +51,7 @@ from disentangled.trainer.distributed import leave_ranks
 TESTS = (
     "tests/model/test_embedding_sharing.py", "tests/model/test_mlm_head.py", "tests/model/test_rtd_head.py",
     "tests/trainer/test_norms.py",
+    "tests/trainer/test_update_guard.py",
 )  # fmt: skip
 PACKAGES = ("torch", "triton", "transformers", "deepspeed", "disentangled-flash")
 RESULTS = Path(__file__).parent / "results"

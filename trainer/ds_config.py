@@ -110,9 +110,12 @@ def check_section(name: str, content: Any, place: str) -> None:
 
 
 def merge_ds_config(
-    ds_config: dict[str, Any], *, micro_sequences: int, accumulation: int, gradient_clipping: float
+    ds_config: dict[str, Any], *, micro_sequences: int, accumulation: int, gradient_clipping: float = 0.0
 ) -> dict[str, Any]:
-    """The DeepSpeed config of one engine: the JSON, what the recipe decides, and every default that we rely on."""
+    """The DeepSpeed config of one engine: the JSON, what the recipe decides, and every default that we rely on.
+
+    gradient_clipping: DeepSpeed's own, for which the host waits; the trainer has none of it (trainer/update_guard.py).
+    """
     merged: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_sequences,
         "gradient_accumulation_steps": accumulation,

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
 
 from disentangled.data_prep.shard_schema import Manifest
 from disentangled.model.compile import compile_layers
@@ -30,24 +28,23 @@ from disentangled.trainer.norms import norm_of, norm_of_all
 from disentangled.trainer.optim import build_optimizer, peak_learning_rates
 from disentangled.trainer.partitions import add_over_ranks, pieces_of
 from disentangled.trainer.run_config import RunConfig
-from disentangled.trainer.update_guard import UpdateGuard
+from disentangled.trainer.unread_norms import norms_unread
+from disentangled.trainer.update_guard import Decision, UpdateGuard
 
 
 class ModelEngine:
     """One model under DeepSpeed, with the few things that a step needs of it.
 
     Args:
-        spike_factor: see trainer/update_guard.py.
-        clipping: the longest gradient of an update, where DeepSpeed's optimizer does not clip; 0: any.
+        spike_factor, clipping: see trainer/update_guard.py; DeepSpeed itself is not to clip.
     """
 
     def __init__(self, engine: Any, spike_factor: float = 0.0, clipping: float = 0.0) -> None:
         self.deepspeed = engine
-        self._clipping = clipping
-        self.guard = UpdateGuard(base_optimizer(engine), self._norm_before_update, spike_factor)
+        self.guard = UpdateGuard(base_optimizer(engine), self._norm_before_update, spike_factor, clipping)
+        self._decision: Decision | None = None
         self._watch = GradientWatch(engine.module)
         self._parameters = list(engine.module.parameters())
-        self._norm_without_optimizer = torch.zeros(())
 
     @property
     def module(self) -> Any:
@@ -75,21 +72,25 @@ class ModelEngine:
         if not is_last:
             engine.step()
             return
-        if engine.optimizer is engine.basic_optimizer:  # stage 0: nobody else takes the norm
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._norm_without_optimizer = norm_of_all(gradients)
-            if self._clipping:
-                clip_grads_with_norm_(self._parameters, self._clipping, self._norm_without_optimizer)
-        num_skipped = self.num_skipped_steps
-        self.guard.watch(engine.step)
-        if self.guard.refusal:
-            engine.skipped_steps = num_skipped + 1  # the guard's refusals are not DeepSpeed's
+        reads_norms = engine.fp16_enabled() or not self.guard.decides_on_device
+        with nullcontext() if reads_norms else norms_unread(engine.optimizer):
+            self._decision = self.guard.watch(engine.step)
 
-    def refusal(self) -> str:
-        """Why the last update was not made; empty where it was, or where the fp16 loss scale comes down first."""
+    def take_decision(self) -> Decision | None:
+        """What was decided about the update made since this was asked last; None: there was none, or it is no news.
+
+        No news is an fp16 update that DeepSpeed gave up while it could lower the loss scale.
+        """
+        decision, self._decision = self._decision, None
         scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
         is_scaling = self.deepspeed.fp16_enabled() and scaler is not None and scaler.loss_scale > 1.0
-        return "" if is_scaling and self.guard.is_unseen else self.guard.refusal
+        return None if decision is not None and decision.is_deepspeeds and is_scaling else decision
+
+    def note(self, decision: Decision) -> str:
+        """Why the update was not made, empty where it was; counts it, if DeepSpeed has not."""
+        refusal = decision.refusal()
+        self.deepspeed.skipped_steps += bool(refusal) and not decision.is_deepspeeds
+        return refusal
 
     def set_learning_rate(self, learning_rate: float, resting_group: str | None = None) -> None:
         """Set the rate of all parameter groups; that of the resting one to 0, where nothing moves or decays."""
@@ -97,12 +98,14 @@ class ModelEngine:
             group["lr"] = 0.0 if resting_group is not None and group["name"] == resting_group else learning_rate
 
     def gradient_norm(self) -> float:
-        """The gradient's norm before clipping at the last update, infinite where it was refused; reads the device."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return float(self._norm_without_optimizer if norm is None else norm)
+        """The gradient's norm before clipping at the last update, infinite if not finite; waits for the device."""
+        return float(self.guard.norm)
 
-    def _norm_before_update(self) -> float:
-        return float(getattr(self.deepspeed.optimizer, "_global_grad_norm", self._norm_without_optimizer))
+    def _norm_before_update(self) -> Tensor | float:
+        if is_replicated(self.deepspeed):  # stage 0: nobody else takes the norm
+            return norm_of_all([p.grad for p in self._parameters if p.grad is not None])
+        norm: Tensor | float = self.deepspeed.optimizer._global_grad_norm
+        return norm
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,10 @@ class EnginePair:
         with self.gathered(table):
             yield lambda ids: F.embedding(ids, table.detach())
 
-    def refusals(self) -> dict[str, str]:
-        """The models whose last update was not made, and why."""
-        both = {"generator": self.generator.refusal(), "discriminator": self.discriminator.refusal()}
-        return {name: why for name, why in both.items() if why}
+    def take_decisions(self) -> dict[str, Decision]:
+        """What was decided about the updates of the step just run, by model."""
+        both = {"generator": self.generator.take_decision(), "discriminator": self.discriminator.take_decision()}
+        return {name: decision for name, decision in both.items() if decision is not None}
 
     def delta_ratio(self) -> float:
         """||E_Delta|| / ||E_G|| for gdes, ||E_D|| / ||E_G|| for nes, 0 for es (there is no second table)."""
@@ -145,7 +148,7 @@ class EnginePair:
 def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
     """Raise ValueError where the machine, DeepSpeed or the way of sharing cannot compute in the engine's precision."""
     precision, stage = precision_of(ds_config), zero_stage_of(ds_config)
-    merged = merge_ds_config(ds_config, micro_sequences=1, accumulation=1, gradient_clipping=0.0)
+    merged = merge_ds_config(ds_config, micro_sequences=1, accumulation=1)
     if precision == "fp16" and not get_accelerator().is_fp16_supported():
         raise ValueError(
             f"the --engine file says fp16, which the accelerator here ({get_accelerator().device_name()}) cannot: use "
@@ -195,14 +198,7 @@ def build_engines(
     accumulation: int,
 ) -> EnginePair:
     """Wrap both models. The DeepSpeed config is the same; optimizers, norms and loss scales are each engine's own."""
-    clipping = config.optimizer.gradient_clipping
-    is_plain = zero_stage_of(ds_config) == 0 and precision_of(ds_config) in ("fp32", "autocast")
-    merged = merge_ds_config(
-        ds_config,
-        micro_sequences=config.batch.micro_sequences,
-        accumulation=accumulation,
-        gradient_clipping=0.0 if is_plain else clipping,  # there DeepSpeed would take the norm a second time
-    )
+    merged = merge_ds_config(ds_config, micro_sequences=config.batch.micro_sequences, accumulation=accumulation)
     machine = config.machine
     generator.deberta.encoder.recompute = machine.recompute_generator
     discriminator.deberta.encoder.recompute = machine.recompute_discriminator
@@ -223,5 +219,5 @@ def build_engines(
             engine.enable_backward_allreduce = False  # it would copy all gradients into buckets, and back, for nobody
         if isinstance(engine.basic_optimizer, AdamW) and not is_replicated(engine):
             engine.basic_optimizer.know_pieces(*pieces_of(engine), add_over_ranks)
-        engines.append(ModelEngine(engine, config.faults.spike_factor, clipping if is_plain else 0.0))
+        engines.append(ModelEngine(engine, config.faults.spike_factor, config.optimizer.gradient_clipping))
     return EnginePair(engines[0], engines[1], zero_stage_of(ds_config))

@@ -1,8 +1,8 @@
 """What follows from refused updates: counted, told, and after some in a row the run goes back and passes them over.
 
-What: each refusal (trainer/update_guard.py) is an event. After faults.rollback_after of them in a row, all ranks load
-the newest checkpoint again and later jump over the samples of those updates (rollback.py, skipped_samples.py). A run
-that goes back faults.most_rollbacks times is ended: then it is not the samples.
+What: each refusal (trainer/update_guard.py) is an event (outcomes.py). After faults.rollback_after of them in a row
+all ranks load the newest checkpoint again and later jump over the samples of those updates (rollback.py,
+skipped_samples.py). A run that goes back faults.most_rollbacks times is ended: then it is not the samples.
 Used by: trainer/loop.py, rollback.py. Tested by tests/trainer/test_faults.py and tests/integration/test_faults.py.
 """
 

@@ -15,9 +15,10 @@ from disentangled.trainer.evaluate import evaluate, evaluation_sampling
 from disentangled.trainer.interrupt import Interrupt
 from disentangled.trainer.loader import DataError
 from disentangled.trainer.optim import peak_learning_rates
+from disentangled.trainer.outcomes import keep_outcome, note_outcomes
 from disentangled.trainer.pace import Pace
 from disentangled.trainer.progress import ProgressBar
-from disentangled.trainer.rollback import note_refusals, roll_back
+from disentangled.trainer.rollback import roll_back
 from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.saving import finish_save, save_beside, save_now
 from disentangled.trainer.schedule import learning_rate_factor
@@ -91,18 +92,21 @@ def run_steps(training: Training, steps: Iterator[list[MaskedBatch]], interrupt:
         on_device = [batch.to(ranks.device) for batch in batches]
         rests = config.discriminator_rests(training.step)
         rtd_step.run(on_device, GlobalCounts(num_masked, num_live), training.step, training.sums)
-        note_refusals(training)
+        keep_outcome(training)
         training.step += 1
         speed.add(len(batches) * ranks.world_size, num_live, num_masked, num_pairs, rests)
+        logs = is_due(training.step, config.log.every_steps, config.schedule.total_steps)
+        saves = is_due(training.step, config.checkpoint.every_steps, 0)
+        note_outcomes(training, but_last=0 if logs or saves else 1)
         if training.refusals.is_too_many:
             roll_back(training)
             return Ending.ROLLED_BACK
-        if is_due(training.step, config.log.every_steps, config.schedule.total_steps):
+        if logs:
             log_step(training, speed)
         if is_due(training.step, config.evaluate.every_steps, config.schedule.total_steps):
             with speed.paused("evaluation"):
                 log_evaluation(training)
-        if is_due(training.step, config.checkpoint.every_steps, 0) and not training.refusals.in_row:
+        if saves and not training.refusals.in_row:
             with speed.paused("save"):
                 save_beside(training)
         bar.update(training.step, speed.remaining_seconds(training.step))

@@ -1,7 +1,7 @@
 """Going back to a checkpoint after refused updates, and passing their samples over.
 
 Used by: trainer/loop.py. Tested by tests/integration/test_faults.py.
-Not here: which updates are refused (update_guard.py) and how many are too many (faults.py).
+Not here: which updates are refused (update_guard.py, outcomes.py) and how many are too many (faults.py).
 """
 
 from disentangled.trainer.checkpoint import find_checkpoint, load_state
@@ -10,18 +10,10 @@ from disentangled.trainer.skipped_samples import Skip, write_skips
 from disentangled.trainer.training import Training
 
 
-def note_refusals(training: Training) -> None:
-    """Take note of the models whose update was not made in the step just run."""
-    refusals = training.engines.refusals()
-    training.refusals.note(training.step, refusals)
-    for name, why in refusals.items():
-        training.tell(
-            "skipped_update", f"the {name}'s update was skipped: {why}", first_sample=training.consumed_samples
-        )
-
-
 def roll_back(training: Training) -> None:
     """Go back to the newest checkpoint; from now on the samples of the refused updates are passed over.
+
+    Those in a row may have ended a step ago, as outcomes are known late: that step is forgotten.
 
     Raises:
         FaultError: there is no checkpoint, or the run went back too often.
@@ -31,7 +23,7 @@ def roll_back(training: Training) -> None:
     refusals, ranks = training.refusals, training.ranks
     checkpoint, _ = ranks.copy_from_first(find_checkpoint(training.run_dir) if ranks.is_first else None)
     checkpoint = refusals.checkpoint_to_go_back_to(len(training.skips), checkpoint)
-    first, stop = training.samples_before(refusals.first_step), training.consumed_samples
+    first, stop = (training.samples_before(refusals.first_step + done) for done in (0, refusals.in_row))
     windows = training.loader.windows(first, stop)
     training.skips.append(Skip(refusals.first_step, stop - first, windows))
     if ranks.is_first:
@@ -47,6 +39,7 @@ def roll_back(training: Training) -> None:
     )
     load_engines(checkpoint, state, training.engines)
     refusals.in_row = 0
+    training.outcomes.clear()
     training.step = training.saved_step = state.step
     training.sums.clear()
     if ranks.is_first and training.log is not None and training.open_log is not None:

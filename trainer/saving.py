@@ -13,6 +13,7 @@ from disentangled.trainer.checkpoint import MODELS, TrainerState
 from disentangled.trainer.engine import EnginePair
 from disentangled.trainer.engine_state import put_state, take_record
 from disentangled.trainer.model_files import ModelFiles
+from disentangled.trainer.outcomes import note_outcomes
 from disentangled.trainer.run_config import to_dict
 from disentangled.trainer.training import Training
 
@@ -62,6 +63,7 @@ def save_now(training: Training) -> None:
 def begin_save(training: Training) -> None:
     """Copy the state and start writing it."""
     training.watchdog.progress()
+    note_outcomes(training)
     engines = training.engines
     state = TrainerState(
         step=training.step,

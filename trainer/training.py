@@ -3,8 +3,9 @@
 Used by: trainer/assemble.py, which builds it, loop.py, saving.py and rollback.py, which run it.
 """
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from disentangled.trainer.metric_log import MetricLog
 from disentangled.trainer.metrics import MetricSums
 from disentangled.trainer.run_config import RunConfig
 from disentangled.trainer.skipped_samples import Skip, num_skipped_before
+from disentangled.trainer.update_guard import Decision
 from disentangled.trainer.watchdog import Watchdog
 
 
@@ -38,6 +40,7 @@ class Training:
         peak_flops: of one device, None where it is not known.
         step: updates done so far.
         saved_step: the step of the newest checkpoint that this process wrote or read.
+        outcomes: steps done whose refusals are not known yet, and what was decided by model (trainer/outcomes.py).
     """
 
     config: RunConfig
@@ -60,6 +63,7 @@ class Training:
     peak_flops: float | None
     step: int = 0
     saved_step: int | None = None
+    outcomes: deque[tuple[int, dict[str, Decision]]] = field(default_factory=deque)
 
     @property
     def run_dir(self) -> Path:
@@ -75,7 +79,7 @@ class Training:
         """Samples of the order that are behind the run when a step begins."""
         return consumed_samples(self.config.batch, step) + num_skipped_before(step, self.skips)
 
-    def tell(self, kind: str, text: str, **more: Any) -> None:
-        """Write an event; called by every rank, done by the first."""
+    def tell(self, kind: str, text: str, step: int | None = None, **more: Any) -> None:
+        """Write an event, of this moment or an earlier step; called by every rank, done by the first."""
         if self.events is not None:
-            self.events.write(kind, self.step, text, **more)
+            self.events.write(kind, self.step if step is None else step, text, **more)

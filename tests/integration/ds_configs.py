@@ -1,11 +1,12 @@
 """Every shipped ds_config trains a small pair: torchrun -m tests.integration.ds_configs SHARDS FILE.
 
-What: for each file but those of fp16, four steps of both models, held-out losses, and the types of what must be fp32;
-written to FILE as JSON by the first rank.
+What: for each file but those of fp16, four steps of both models, held-out losses, what made the host wait, the types of
+what must be fp32, and what a loss that is no number does; written to FILE as JSON by the first rank.
 Used by: tests/integration/test_ds_configs.py.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ import torch
 from disentangled.data_prep.shard_schema import load_manifest
 from disentangled.trainer.distributed import Ranks, join_ranks, leave_ranks
 from disentangled.trainer.ds_config import DS_CONFIGS, load_ds_config, precision_of
-from disentangled.trainer.engine import ModelEngine, build_engines, build_models
+from disentangled.trainer.engine import EnginePair, ModelEngine, build_engines, build_models
+from disentangled.trainer.engine_state import take_state
+from disentangled.trainer.metrics import MetricSums
+from disentangled.trainer.rtd_step import GlobalCounts, RtdStep
 from disentangled.trainer.run_config import accumulation_steps
-from tests.integration.zero_stages import case_config, run_steps
-from tests.trainer.tiny_run import build_parts
+from tests.host_waits import HostWaits
+from tests.integration.zero_stages import MAY_WAIT, NUM_STEPS, case_config, run_steps
+from tests.trainer.tiny_run import Parts, build_parts
 
 MICRO_SEQUENCES = 2
 # as DeepSpeed's own names of dtypes
@@ -61,13 +66,36 @@ def run_ds_config(name: str, shards: Path, ranks: Ranks) -> dict[str, Any]:
     accumulation = accumulation_steps(parts.config.batch, ranks.world_size)
     ds_config = cut_down(load_ds_config(name), ranks.world_size)
     engines = build_engines(*build_models(parts.config, load_manifest(shards)), parts.config, ds_config, accumulation)
-    losses = run_steps(parts, engines, ranks)
-    skipped = engines.generator.num_skipped_steps + engines.discriminator.num_skipped_steps
+    waits = HostWaits(*MAY_WAIT)
+    losses = run_steps(parts, engines, ranks, waits)
+    made = [engines.generator.guard.norms.num_updates, engines.discriminator.guard.norms.num_updates]
     return {
+        "steps": meet_nan(engines, parts, ranks),
         "losses": losses,
-        "skipped": skipped,
+        "updates": made,
+        "waits": sorted(waits.found),
         "types": [types_of(engines.generator), types_of(engines.discriminator)],
     }
+
+
+def meet_nan(engines: EnginePair, parts: Parts, ranks: Ranks) -> dict[str, Any]:
+    """One step whose discriminator's loss is no number, and a good one: why it was refused, what each left changed."""
+    step = RtdStep(engines, parts.config, parts.sampling, ranks.world_size)
+    batches = parts.training.step_batches(0, 1, ranks.rank, ranks.world_size)
+    counts = GlobalCounts(*ranks.sum_on_host([batches[0].num_masked, batches[0].num_live]))
+    engine, found = engines.discriminator, {}
+    for name, factor in (("nan", math.nan), ("good", 1.0)):
+        before, update = take_state(engine.deepspeed).tensors, engine.update
+        engine.update = lambda loss, is_last, factor=factor, update=update: update(loss * factor, is_last)  # type: ignore[method-assign]
+        step.run(batches, counts, NUM_STEPS, MetricSums(ranks.device))
+        engine.update = update  # type: ignore[method-assign]
+        after = take_state(engine.deepspeed).tensors
+        found[name] = {
+            "refused": engine.note(engines.take_decisions()["discriminator"]),
+            "changed": [key for key in before if not torch.equal(before[key], after[key])],
+            "skipped": engine.num_skipped_steps,
+        }
+    return found
 
 
 def main(shards: Path, file: Path) -> None:

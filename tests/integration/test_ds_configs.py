@@ -13,7 +13,7 @@ from disentangled.trainer.ds_config import load_ds_config, precision_of
 from disentangled.trainer.launch import find_free_port
 from tests.integration.ds_configs import BF16, FP32, MICRO_SEQUENCES, list_ds_configs
 from tests.integration.test_zero_stages import RANKS, OneRank, one_thread  # noqa: F401, a fixture for every test
-from tests.integration.zero_stages import case_config, run_steps
+from tests.integration.zero_stages import NUM_STEPS, case_config, run_steps
 from tests.launching import run_command
 from tests.trainer.tiny_run import SMALLEST, build_parts
 
@@ -43,7 +43,22 @@ def test_ds_config_trains_on_two_processes(found: dict[str, Any], shards: Path, 
     is_fp32 = precision_of(load_ds_config(name)) == "fp32"
     # gradient norms scale with lambda: relative to their size
     assert float(((losses - expected).abs() / expected.abs().clamp(min=1)).max()) < (1e-5 if is_fp32 else BF16_ROUNDING)
-    assert found[name]["skipped"] == 0
+    assert found[name]["updates"] == [NUM_STEPS, NUM_STEPS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_ds_configs())
+def test_step_waits_for_no_device_unless_the_optimizer_is_offloaded(found: dict[str, Any], name: str) -> None:
+    is_offloaded = "offload_optimizer" in load_ds_config(name)["zero_optimization"]
+    assert bool(found[name]["waits"]) == is_offloaded, found[name]["waits"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_ds_configs())
+def test_update_whose_gradient_is_not_finite_leaves_no_trace(found: dict[str, Any], name: str) -> None:
+    bad, good = found[name]["steps"]["nan"], found[name]["steps"]["good"]
+    assert bad == {"refused": "its gradient is not finite", "changed": [], "skipped": 1}
+    assert good["refused"] == "" and good["skipped"] == 1 and len(good["changed"]) > 10
 
 
 @pytest.mark.slow

@@ -102,9 +102,9 @@ def case_config(shards: Path, algorithm: str, clipping: str, micro_sequences: in
     )
 
 
-# Where a step may wait: in DeepSpeed's part of an update, as the host must know the gradient's norm; in what only a CPU
-# runs, two checks and the attention of packed rows; and in watch_gradients, below.
-MAY_WAIT = ("_take_model_step", "check_tensors", "check_draw", "packed_groups", "look_and_step")
+# Where a step may wait: in what only a CPU runs, two checks and the attention of packed rows; and in watch_gradients,
+# below.
+MAY_WAIT = ("check_tensors", "check_draw", "packed_groups", "look_at_gradients")
 
 
 def run_steps(
@@ -134,12 +134,15 @@ def watch_gradients(engine: ModelEngine, without: set[str]) -> None:
     """Before each update add to `without` the parameters whose gradient is absent or zero everywhere."""
     update = engine.deepspeed.step
 
+    def look_at_gradients() -> None:
+        for name, parameter in engine.module.named_parameters():
+            gradient = safe_get_full_grad(parameter)
+            if gradient is None or not gradient.any():
+                without.add(name)
+
     def look_and_step() -> None:
         if engine.deepspeed.is_gradient_accumulation_boundary():
-            for name, parameter in engine.module.named_parameters():
-                gradient = safe_get_full_grad(parameter)
-                if gradient is None or not gradient.any():
-                    without.add(name)
+            look_at_gradients()
         update()
 
     engine.deepspeed.step = look_and_step

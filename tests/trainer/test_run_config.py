@@ -42,7 +42,6 @@ def test_every_recipe_resolves_with_every_ds_config(recipe: str, engine: str) ->
         load_ds_config(engine),
         micro_sequences=config.batch.micro_sequences,
         accumulation=accumulation_steps(config.batch, world_size=1),
-        gradient_clipping=config.optimizer.gradient_clipping,
     )
     assert merged["train_micro_batch_size_per_gpu"] == config.batch.micro_sequences
     discriminator, generator = config.model.discriminator(1000), config.model.generator(1000)
