@@ -34,7 +34,7 @@ class Program:
 
 
 PROGRAMS = (
-    Program("dropout", "dropout.jsonl", ("--output", "{output}")),
+    Program("hidden", "hidden.jsonl", ("--output", "{output}")),
     Program("scaling", "scaling.jsonl", ("--output", "{output}")),
     Program("step", "step.jsonl", ("--output", "{output}", "--minutes", "{minutes}")),
     Program("embedding", "embedding.jsonl", ("--output", "{output}")),

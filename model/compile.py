@@ -12,6 +12,7 @@ from torch import nn
 
 from disentangled.kernels import keep_mask_op  # noqa: F401, defines the operator
 from disentangled.kernels.hidden_dropout.op import choose_implementation, load_kernel
+from disentangled.kernels.residual_norm.op import load_kernels
 from disentangled.model.layer import Intermediate, ResidualOutput
 
 # Of one code: two models, two widths, all tokens or masked ones, layers 0, 1 and others, with gradients and without.
@@ -25,6 +26,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
 
     if choose_implementation(None, next(model.parameters()).device, torch.float32) == "triton":
         load_kernel()
+        load_kernels()
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MAX_VARIANTS)
     for module in model.modules():
         if isinstance(module, Intermediate | ResidualOutput):

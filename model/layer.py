@@ -10,10 +10,11 @@ Used by: model/encoder.py, model/mask_decoder.py. Tested by tests/model/test_par
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from disentangled.kernels.residual_norm import residual_norm
 from disentangled.model.attention import DisentangledSelfAttention
 from disentangled.model.config import DebertaConfig
 from disentangled.model.layout import TokenLayout
-from disentangled.model.noise import Noise, Site, drop_hidden
+from disentangled.model.noise import Noise, Site, hidden_dropout_keys
 
 
 def activate(states: Tensor, name: str) -> Tensor:
@@ -41,8 +42,9 @@ class ResidualOutput(nn.Module):
         rows: Tensor | None,
     ) -> Tensor:
         """[T or M, input_size] and residual [T or M, D] -> [T or M, D]; `rows` [M] names the tokens where only M."""
-        dropped = drop_hidden(self.dense(states), self.probability, noise, layout, layer, self.site, rows)
-        return self.LayerNorm(dropped + residual)
+        keys = hidden_dropout_keys(self.probability, noise, layout, layer, self.site, rows)
+        norm = self.LayerNorm
+        return residual_norm(self.dense(states), residual, norm.weight, norm.bias, norm.eps, **keys)
 
 
 class Attention(nn.Module):

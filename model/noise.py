@@ -9,6 +9,7 @@ Not here: the generator itself (kernels/counter_rng.py), masking and sampling (t
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,13 +73,25 @@ def drop_hidden(
     rows: Tensor | None = None,
 ) -> Tensor:
     """Dropout on hidden states [T, D], or [M, D] where `rows` [M] names their flat tokens."""
+    keys = hidden_dropout_keys(probability, noise, layout, layer, site, rows)
+    return dropout(states, **keys) if keys else states
+
+
+def hidden_dropout_keys(
+    probability: float, noise: Noise | None, layout: TokenLayout, layer: int, site: Site, rows: Tensor | None = None
+) -> dict[str, Any]:
+    """The arguments that decide about a dropout of hidden states; none where there is none."""
     if noise is None or probability == 0.0:
-        return states
-    sample = layout.sample if rows is None else layout.sample[rows]
-    token = layout.token if rows is None else layout.token[rows]
-    return dropout(
-        states, probability, seed=noise.seed, stream=noise.stream, layer=layer, site=site, sample=sample, token=token
-    )
+        return {}
+    return {
+        "probability": probability,
+        "seed": noise.seed,
+        "stream": noise.stream,
+        "layer": layer,
+        "site": site,
+        "sample": layout.sample if rows is None else layout.sample[rows],
+        "token": layout.token if rows is None else layout.token[rows],
+    }
 
 
 def drop_relative(table: Tensor, probability: float, noise: Noise | None, layer: int) -> Tensor:

@@ -23,7 +23,7 @@ MOST_BLOCKS = 64  # of a row that a program takes at a time
 
 
 @triton.jit
-def _decisions(word_0, word_1, word_2, word_3):
+def decisions(word_0, word_1, word_2, word_3):
     """Eight 16-bit numbers of each call's four words [R, B], in counter_rng's order: [R, 8 B] int32."""
     low_high_0 = tl.join(word_0 & 0xFFFF, word_0 >> 16)
     low_high_1 = tl.join(word_1 & 0xFFFF, word_1 >> 16)
@@ -64,7 +64,7 @@ def hidden_dropout_kernel(
     word_0, word_1, word_2, word_3 = random_words(
         key_0, key_1, stream, layer, sample + zeros, token + zeros, first_block + block[None, :] + zeros
     )
-    keep = _decisions(word_0, word_1, word_2, word_3) >= threshold
+    keep = decisions(word_0, word_1, word_2, word_3) >= threshold
     mask = row_mask[:, None] & (feature < num_features)[None, :]
     place = row[:, None] * num_features + feature[None, :]
     x = tl.load(x_ptr + place, mask=mask, other=0.0)

@@ -1,7 +1,7 @@
 """The op `dropout`, and which implementation a call gets: "triton" on GPUs that can, else "torch", said once.
 
 Both give the same bits (counter_rng.py has the rule), so the choice changes nothing but time.
-Used by: model/noise.py. Tested by: tests/kernels/test_hidden_dropout.py.
+Used by: model/noise.py, kernels/residual_norm. Tested by: tests/kernels/test_hidden_dropout.py.
 Not here: the kernel (fused.py), plain torch (counter_rng.dropout).
 """
 
@@ -53,9 +53,7 @@ def dropout(
     """
     if drop_threshold(probability) == 0:
         return x
-    for name, value, most in (("site", site, MAX_SITES), ("stream", stream, 1 << 8), ("layer", layer, 1 << 8)):
-        if not 0 <= value < most:
-            raise ValueError(f"dropout {name} {int(value)} is outside 0..{most - 1}: the counter has 8 bits for it")
+    check_keys(stream, layer, site)
     if choose_implementation(implementation, x.device, x.dtype) == "torch":
         return counter_rng.dropout(
             x, probability, seed=seed, stream=stream, layer=layer, site=site, sample=sample, token=token
@@ -68,25 +66,42 @@ def dropout(
     return dropped
 
 
-def choose_implementation(asked: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """One of IMPLEMENTATIONS; `asked` None leaves the choice to the machine and the dtype."""
+def check_keys(stream: int, layer: int, site: int) -> None:
+    """Raise ValueError for numbers that the counter has no room for."""
+    for name, value, most in (("site", site, MAX_SITES), ("stream", stream, 1 << 8), ("layer", layer, 1 << 8)):
+        if not 0 <= value < most:
+            raise ValueError(f"dropout {name} {int(value)} is outside 0..{most - 1}: the counter has 8 bits for it")
+
+
+def choose_implementation(
+    asked: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    op: str = "hidden_dropout",
+    unfit: str | None = None,
+) -> str:
+    """One of IMPLEMENTATIONS; `asked` None leaves the choice to the machine and the input.
+
+    unfit: what else about the input triton cannot take.
+    """
     if asked == "torch":
         return asked
     if asked not in (None, "triton"):
         raise ValueError(f"implementation {asked!r} is unknown: give one of {', '.join(IMPLEMENTATIONS)}")
     obstacle = machine_obstacle(device, allow_interpreter=asked is not None)
-    wrong_dtype = None if dtype in TRITON_DTYPES else f"x is {dtype}, and it takes float16, bfloat16 and float32"
+    if dtype not in TRITON_DTYPES:
+        unfit = f"x is {dtype}, and it takes float16, bfloat16 and float32"
     if asked is None:
-        chosen = "triton" if obstacle is None and wrong_dtype is None else "torch"
+        chosen = "triton" if obstacle is None and unfit is None else "torch"
         if not torch.compiler.is_compiling():
-            say_once("hidden_dropout", chosen, obstacle or wrong_dtype, device.type)
+            say_once(op, chosen, obstacle or unfit, device.type)
         return chosen
     if obstacle is None and dtype == torch.bfloat16 and IS_INTERPRETED:
         obstacle = "Triton's interpreter cuts bfloat16 off instead of rounding it"
     if obstacle is not None:
         raise RuntimeError(f"implementation 'triton' cannot run here: {obstacle}; use 'torch'")
-    if wrong_dtype is not None:
-        raise ValueError(f"implementation 'triton' cannot take this: {wrong_dtype}; use 'torch'")
+    if unfit is not None:
+        raise ValueError(f"implementation 'triton' cannot take this: {unfit}; use 'torch'")
     return asked
 
 

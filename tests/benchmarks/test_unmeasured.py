@@ -34,7 +34,7 @@ def outcomes_of(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 def test_programs_without_results_run_once_and_say_how_they_ended(
     commands: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("dropout", "scaling", "step", "embedding", "masked_lm"):
+    for name in ("hidden", "scaling", "step", "embedding", "masked_lm"):
         (tmp_path / f"{name}.jsonl").write_text("{}\n")
     assert unmeasured.main(["--output", str(tmp_path), "--shards", "s"]) == 1
     assert [command[2] for command in commands] == ["benchmarks.first_light", "benchmarks.drop_in", "benchmarks.ops"]
@@ -49,7 +49,7 @@ def test_programs_without_results_run_once_and_say_how_they_ended(
 def test_again_runs_what_has_results(commands: list[list[str]], tmp_path: Path) -> None:
     (tmp_path / "step.jsonl").write_text("{}\n")
     unmeasured.main(["--output", str(tmp_path), "--shards", "s", "--again"])
-    assert commands[0][2] == "benchmarks.dropout"
+    assert commands[0][2] == "benchmarks.hidden"
 
 
 def test_what_cannot_begin_is_named(

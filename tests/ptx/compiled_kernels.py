@@ -25,11 +25,13 @@ from disentangled.kernels.hidden_dropout import dropout, fused
 from disentangled.kernels.hidden_dropout import op as dropout_op
 from disentangled.kernels.masked_lm_loss import dispatch as loss_dispatch
 from disentangled.kernels.masked_lm_loss import launch as loss_launch
+from disentangled.kernels.residual_norm import fused as norm_kernels
 from tests.kernels.attention_case import AttentionCase, attention_case, cumulative_lengths
 from tests.kernels.masked_lm_case import masked_lm_case
+from tests.kernels.residual_norm_case import ResidualNormCase
 from tests.ptx.launch import on_machine
 
-LAUNCHERS = attention_call, attention_launch, tile_sizes, loss_launch, fused
+LAUNCHERS = attention_call, attention_launch, tile_sizes, loss_launch, fused, norm_kernels
 DISPATCHERS = attention_dispatch, loss_dispatch, dropout_op
 LENGTHS = (5, 0, 130, 64, 1)  # of packed documents: in one tile, in none, in three
 V3 = {"position_buckets": 256, "max_relative_positions": 512}
@@ -86,6 +88,13 @@ def hidden_dropout(dtype: torch.dtype) -> tuple[Run, Check]:
     return run, check
 
 
+def residual_norm(dtype: torch.dtype, width: int, mixed: bool = False) -> tuple[Run, Check]:
+    """A residual norm with dropout, and the error rule; mixed: residual and weights in float32, as under autocast."""
+    wide = torch.float32 if mixed else None
+    case = ResidualNormCase((70, width), dtype, residual_dtype=wide, weight_dtype=wide)
+    return partial(case.run, "triton"), case.check
+
+
 CASES: dict[str, Callable[[torch.dtype], tuple[Run, Check]]] = {
     "padded": attention,
     "masked": partial(attention, masked=True),
@@ -103,6 +112,8 @@ CASES: dict[str, Callable[[torch.dtype], tuple[Run, Check]]] = {
     "loss": partial(loss, num_rows=70, num_ids=1000, width=64),
     "loss-odd": partial(loss, num_rows=129, num_ids=700, width=200),
     "hidden-dropout": hidden_dropout,
+    "residual-norm": partial(residual_norm, width=768),
+    "residual-norm-mixed": partial(residual_norm, width=200, mixed=True),
 }
 
 

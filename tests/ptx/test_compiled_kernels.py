@@ -13,13 +13,13 @@ pytest.importorskip("triton")
 
 # The kinds of call that training and fine-tuning make, on the GPUs that tile sizes are made for.
 ALWAYS = {
-    90: ("masked-dropout", "packed-dropout", "loss", "hidden-dropout"),
+    90: ("masked-dropout", "packed-dropout", "loss", "hidden-dropout", "residual-norm-mixed"),
     80: ("packed-dropout:float16", "loss"),
 }
 DTYPES = {
     "bfloat16": tuple(CASES),
-    "float16": ("masked-dropout", "packed-dropout", "far", "width-128", "loss-odd", "hidden-dropout"),
-    "float32": ("masked-dropout", "packed", "far", "c2p", "width-32", "loss-odd"),
+    "float16": ("masked-dropout", "packed-dropout", "far", "width-128", "loss-odd", "hidden-dropout", "residual-norm"),
+    "float32": ("masked-dropout", "packed", "far", "c2p", "width-32", "loss-odd", "residual-norm"),
 }
 
 

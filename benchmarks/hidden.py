@@ -1,0 +1,162 @@
+"""Ops on hidden activations: `python -m benchmarks.hidden`. On a GPU times, elsewhere what the compiler says.
+
+What: forward and backward over [16384, width], for dropout and for the residual norm: the fused kernels, plain torch
+with the counter RNG (compiled by torch too, for the norm), and torch's own dropout, whose random numbers have a state
+and cannot be repeated on another number of ranks. The norm is timed in bfloat16 throughout and as under autocast, with
+residual and weights in float32. The ops' tests must be green, and our dropouts agree to the bit, before anything is
+timed. With `--resources`, and without a GPU, kernels are compiled ahead of time instead: registers, spills, shared
+memory; the exit code is 1 where one spills.
+Tested by: tests/benchmarks/test_hidden.py. Figures: kernels/hidden_dropout/README.md, kernels/residual_norm/README.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from benchmarks.environment import describe_environment, device_name
+from benchmarks.launches import Launch, caught
+from benchmarks.measure import milliseconds
+from benchmarks.ops import device_folder
+from benchmarks.resources import CAPABILITIES, resources_of
+from disentangled.kernels.hidden_dropout import dropout, fused
+from disentangled.kernels.residual_norm import fused as norm_kernels
+from disentangled.kernels.residual_norm import residual_norm
+
+TESTS = ("tests/kernels/test_hidden_dropout.py", "tests/kernels/test_residual_norm.py")
+ROWS, WIDTHS, PROBABILITY, EPS = 16_384, (384, 768, 1024), 0.1, 1e-7
+KEYS = {"seed": 1, "stream": 3, "layer": 5, "site": 1}
+RESULTS = Path(__file__).parent / "results"
+Variant = Callable[..., Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An op's inputs, and its variants by name."""
+
+    op: str
+    inputs: tuple[Tensor, ...]
+    variants: dict[str, Variant]
+
+
+def resources(dtypes: Sequence[torch.dtype], capabilities: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """A row for each dtype, width, kernel and GPU."""
+    for dtype in dtypes:
+        for width in WIDTHS:
+            launches: list[Launch] = []
+            x, places, rows = torch.zeros(ROWS, width, dtype=dtype), torch.zeros(ROWS, dtype=torch.int64), ROWS
+            keys, weight, number = (PROBABILITY, 1, 3, 5, places, places, 1 << 24), x[0], torch.zeros(rows)
+            with caught(launches.append, capabilities[0], fused, norm_kernels):
+                fused.launch(x, *keys)
+                norm_kernels.forward(x, x, weight, weight, EPS, *keys)
+                norm_kernels.backward(x, x, x, weight, weight, number, number, *keys)
+            for launch in launches:
+                for capability in capabilities:
+                    head = {"capability": capability, "dtype": str(dtype).removeprefix("torch."), "width": width}
+                    yield head | {"kernel": launch.name, **dataclasses.asdict(resources_of(launch, capability))}
+
+
+def dropout_case(width: int) -> Case:
+    """Dropout in bfloat16; the first variant is ours.
+
+    Raises:
+        ArithmeticError: the two of ours differ.
+    """
+    places = torch.arange(ROWS, device="cuda")
+    x = torch.randn(ROWS, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def ours(implementation: str) -> Variant:
+        return lambda x: dropout(x, PROBABILITY, **KEYS, sample=places, token=places, implementation=implementation)
+
+    made = {"triton": ours("triton"), "torch": ours("torch")}
+    if not torch.equal(made["triton"](x), made["torch"](x)):
+        raise ArithmeticError(f"the kernel and plain torch differ at width {width}: no times")
+    return Case("dropout", (x,), made | {"torch.nn.functional": lambda x: F.dropout(x, PROBABILITY)})
+
+
+def norm_case(width: int, wide: torch.dtype) -> Case:
+    """The residual norm of a bfloat16 branch; `wide`: of the residual and the weights."""
+    places = torch.arange(ROWS, device="cuda")
+    x = torch.randn(ROWS, width, device="cuda", dtype=torch.bfloat16)
+    residual, weight = torch.randn(ROWS, width, device="cuda", dtype=wide), torch.ones(width, device="cuda", dtype=wide)
+    inputs = tuple(values.requires_grad_() for values in (x, residual, weight, torch.zeros_like(weight)))
+
+    def ours(*inputs: Tensor, implementation: str = "triton") -> Tensor:
+        return residual_norm(
+            *inputs, EPS, PROBABILITY, **KEYS, sample=places, token=places, implementation=implementation
+        )
+
+    def eager(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(F.dropout(x, PROBABILITY) + residual, weight.shape, weight, bias, EPS)
+
+    def fused_dropout(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        dropped = dropout(x, PROBABILITY, **KEYS, sample=places, token=places, implementation="triton")
+        return F.layer_norm(dropped + residual, weight.shape, weight, bias, EPS)
+
+    variants = {"triton": ours, "triton dropout, torch": fused_dropout, "torch.nn.functional": eager}
+    return Case("residual_norm", inputs, variants | {"torch.compile": torch.compile(eager)})
+
+
+def times(case: Case) -> Iterator[dict[str, Any]]:
+    """A row for each variant on this GPU."""
+    x = case.inputs[0]
+    shape = {"width": x.shape[1], "rows": ROWS, "dtypes": [str(y.dtype).removeprefix("torch.") for y in case.inputs]}
+    for name, variant in case.variants.items():
+        upstream = torch.randn_like(variant(*case.inputs))
+
+        def both(variant: Variant = variant, upstream: Tensor = upstream) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(variant(*case.inputs), case.inputs, upstream)
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both()
+        peak = torch.cuda.max_memory_allocated() - before
+        median, low, high = milliseconds(both, x.device)
+        row = {"op": case.op, "variant": name, **shape, "milliseconds": median, "p20": low, "p80": high}
+        yield row | {"extra_memory_bytes": peak}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks.hidden", description=__doc__.splitlines()[0])
+    parser.add_argument("--resources", action="store_true", help="compile ahead of time, on a GPU too")
+    parser.add_argument("--capabilities", nargs="+", type=int, default=[90], choices=CAPABILITIES, metavar="80")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: benchmarks/results/<device>")
+    options = parser.parse_args(arguments)
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set, so nothing is compiled: unset it")
+    if options.resources or not torch.cuda.is_available():
+        rows = []
+        for row in resources((torch.bfloat16, torch.float32), options.capabilities):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+        return int(any(row["spill_bytes"] for row in rows))
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
+    if subprocess.run(tests).returncode != 0:
+        print(f"red tests, so no numbers: {shlex.join(tests)}")
+        return 1
+    command = ["python", "-m", "benchmarks.hidden", *(sys.argv[1:] if arguments is None else arguments)]
+    head = describe_environment(device_name(), ("torch", "triton"), command)
+    folder = options.output or RESULTS / device_folder(device_name())
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "hidden.jsonl").open("a", encoding="utf-8") as file:
+        for width in WIDTHS:
+            for case in (dropout_case(width), norm_case(width, torch.bfloat16), norm_case(width, torch.float32)):
+                for row in times(case):
+                    file.write(json.dumps(head | row) + "\n")
+                    print(json.dumps(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Counts of a layer's bytes against what its tensors say."""
+
+import pytest
+
+from benchmarks.layer_bytes import NORMS, PRECISIONS, count, main
+from disentangled.trainer.run_config import load_run_config
+
+pytest.importorskip("triton")
+
+TOKENS = 1000
+CONFIG = load_run_config("base").model.discriminator(1)
+STATES = TOKENS * CONFIG.hidden_size  # numbers
+
+
+def test_the_fused_norm_moves_what_it_must() -> None:
+    places, sums, weights = 2 * 8 * TOKENS, 2 * 4 * TOKENS, 2 * 2 * CONFIG.hidden_size
+    counts = count(CONFIG, TOKENS, "fused norm", "bfloat16")
+    # twice in a layer: x and residual in, the result out; backward also the gradient in, and a second one out
+    assert counts["residual_norm"] == 2 * (3 * 2 * STATES + places + sums + weights)
+    assert counts["residual_norm_backward"] == 2 * (5 * 2 * STATES + places + sums + 2 * weights)
+    assert counts["gelu"] == 2 * 2 * 4 * STATES
+    assert not {"hidden_dropout", "native_layer_norm"} & counts.keys()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_fusion_moves_less(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    totals = [sum(count(CONFIG, TOKENS, norm, precision).values()) for norm in NORMS]
+    assert totals[0] > totals[1] > totals[2]
+    assert main(["--tokens", str(TOKENS)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(NORMS) * len(PRECISIONS)
+
+
+def test_autocast_casts_only_what_is_wide() -> None:
+    plain, fused = (count(CONFIG, TOKENS, norm, "autocast")["_to_copy"] for norm in ("fused dropout", "fused norm"))
+    weights = 12 * CONFIG.hidden_size**2 * (4 + 2) * 2  # to bfloat16 and their gradients back
+    assert fused < weights * 1.01 < plain
