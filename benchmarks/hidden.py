@@ -36,6 +36,7 @@ from disentangled.kernels.residual_norm import residual_norm
 TESTS = ("tests/kernels/test_hidden_dropout.py", "tests/kernels/test_residual_norm.py")
 ROWS, WIDTHS, PROBABILITY, EPS = 16_384, (384, 768, 1024), 0.1, 1e-7
 KEYS = {"seed": 1, "stream": 3, "layer": 5, "site": 1}
+DEVICE, DTYPE = "cuda", torch.bfloat16
 RESULTS = Path(__file__).parent / "results"
 Variant = Callable[..., Tensor]
 
@@ -72,8 +73,8 @@ def dropout_case(width: int) -> Case:
     Raises:
         ArithmeticError: the two of ours differ.
     """
-    places = torch.arange(ROWS, device="cuda")
-    x = torch.randn(ROWS, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    places = torch.arange(ROWS, device=DEVICE)
+    x = torch.randn(ROWS, width, device=DEVICE, dtype=DTYPE, requires_grad=True)
 
     def ours(implementation: str) -> Variant:
         return lambda x: dropout(x, PROBABILITY, **KEYS, sample=places, token=places, implementation=implementation)
@@ -86,9 +87,9 @@ def dropout_case(width: int) -> Case:
 
 def norm_case(width: int, wide: torch.dtype) -> Case:
     """The residual norm of a bfloat16 branch; `wide`: of the residual and the weights."""
-    places = torch.arange(ROWS, device="cuda")
-    x = torch.randn(ROWS, width, device="cuda", dtype=torch.bfloat16)
-    residual, weight = torch.randn(ROWS, width, device="cuda", dtype=wide), torch.ones(width, device="cuda", dtype=wide)
+    places = torch.arange(ROWS, device=DEVICE)
+    x = torch.randn(ROWS, width, device=DEVICE, dtype=DTYPE)
+    residual, weight = torch.randn(ROWS, width, device=DEVICE, dtype=wide), torch.ones(width, device=DEVICE, dtype=wide)
     inputs = tuple(values.requires_grad_() for values in (x, residual, weight, torch.zeros_like(weight)))
 
     def ours(*inputs: Tensor, implementation: str = "triton") -> Tensor:
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "hidden.jsonl").open("a", encoding="utf-8") as file:
         for width in WIDTHS:
-            for case in (dropout_case(width), norm_case(width, torch.bfloat16), norm_case(width, torch.float32)):
+            for case in (dropout_case(width), norm_case(width, DTYPE), norm_case(width, torch.float32)):
                 for row in times(case):
                     file.write(json.dumps(head | row) + "\n")
                     print(json.dumps(row), flush=True)

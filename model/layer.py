@@ -7,6 +7,8 @@ Used by: model/encoder.py, model/mask_decoder.py. Tested by tests/model/test_par
 
 # T flat tokens  M masked tokens  D hidden width  F feed-forward width
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +24,14 @@ def activate(states: Tensor, name: str) -> Tensor:
     return F.gelu(states) if name == "gelu" else F.relu(states) if name == "relu" else states.tanh()
 
 
+class ResidualNorm(nn.LayerNorm):
+    """LayerNorm(dropout(states) + residual); a module, so that ZeRO-3 gathers its weights when it is called."""
+
+    def forward(self, states: Tensor, residual: Tensor, **dropout: Any) -> Tensor:  # type: ignore[override]
+        """[..., D] twice -> [..., D] in the dtype of states; dropout: noise.hidden_dropout_keys."""
+        return residual_norm(states, residual, self.weight, self.bias, self.eps, **dropout)
+
+
 class ResidualOutput(nn.Module):
     """LayerNorm(dropout(dense(x)) + residual)."""
 
@@ -30,7 +40,7 @@ class ResidualOutput(nn.Module):
         self.probability = config.hidden_dropout_prob
         self.site = site
         self.dense = nn.Linear(input_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
         self,
@@ -43,8 +53,8 @@ class ResidualOutput(nn.Module):
     ) -> Tensor:
         """[T or M, input_size] and residual [T or M, D] -> [T or M, D]; `rows` [M] names the tokens where only M."""
         keys = hidden_dropout_keys(self.probability, noise, layout, layer, self.site, rows)
-        norm = self.LayerNorm
-        return residual_norm(self.dense(states), residual, norm.weight, norm.bias, norm.eps, **keys)
+        normalized: Tensor = self.LayerNorm(self.dense(states), residual, **keys)
+        return normalized
 
 
 class Attention(nn.Module):
