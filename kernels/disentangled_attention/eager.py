@@ -253,7 +253,7 @@ class _Scratch:
         num_heads, num_documents, num_queries, _ = q.shape
         shape = (num_documents, num_queries, k.shape[2])
         chunk_scores = CHUNK_SCORES_CPU if q.device.type == "cpu" else CHUNK_SCORES_GPU
-        num_chunks = math.ceil(num_heads / max(1, chunk_scores // math.prod(shape)))
+        num_chunks = max(1, round(num_heads * math.prod(shape) / chunk_scores))  # a document more is no chunk more
         step = math.ceil(num_heads / num_chunks)  # alike: two and two of four heads, not three and one
         self.head_chunks = [slice(head, min(head + step, num_heads)) for head in range(0, num_heads, step)]
         self.bands = Bands(step, q, zero=zero_bands)
