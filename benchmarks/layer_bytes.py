@@ -111,8 +111,8 @@ def count(config: DebertaConfig, num_tokens: int, norm: str, precision: str) -> 
         context = torch.empty(num_tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     if not is_autocast:
         layer.bfloat16()
-    wide = is_autocast and norm != "fused norm"  # the layer before ended with such a norm, too
-    states = torch.empty_like(context, dtype=torch.float32 if wide else torch.bfloat16).requires_grad_()
+    # the layer before ended with such a norm, too
+    states = torch.empty_like(context, dtype=torch.float32 if is_autocast else torch.bfloat16).requires_grad_()
     attention = layer.attention.self
     with standing_in(norms(places)[norm]), Bytes() as found:
         with AsAutocast() if is_autocast else nullcontext():

@@ -28,7 +28,7 @@ class ResidualNorm(nn.LayerNorm):
     """LayerNorm(dropout(states) + residual); a module, so that ZeRO-3 gathers its weights when it is called."""
 
     def forward(self, states: Tensor, residual: Tensor, **dropout: Any) -> Tensor:  # type: ignore[override]
-        """[..., D] twice -> [..., D] in the dtype of states; dropout: noise.hidden_dropout_keys."""
+        """[..., D] twice -> [..., D] in the wider dtype; dropout: noise.hidden_dropout_keys."""
         return residual_norm(states, residual, self.weight, self.bias, self.eps, **dropout)
 
 

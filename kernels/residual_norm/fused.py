@@ -150,9 +150,9 @@ def _shared(
 def forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *keys: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, like x, and each row's mean and reciprocal deviation, float32; keys as in _shared."""
+    """The result, in the wider dtype, and each row's mean and reciprocal deviation, float32; keys as in _shared."""
     x, residual = x.contiguous(), residual.contiguous()
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
     mean, rstd = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
     if x.numel():
         shared = _shared(x.shape[-1], *keys)
@@ -200,9 +200,10 @@ torch.library.impl("disentangled::residual_norm_backward", ("cpu", "cuda"))(back
 
 
 @torch.library.register_fake("disentangled::residual_norm")
-def _(x: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, residual: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     rows = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), rows, torch.empty_like(rows)
+    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device)
+    return out, rows, torch.empty_like(rows)
 
 
 @torch.library.register_fake("disentangled::residual_norm_backward")

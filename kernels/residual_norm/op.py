@@ -46,7 +46,7 @@ def residual_norm(
         implementation: "torch" or "triton"; None chooses.
 
     Returns:
-        [..., F] in the dtype of x: under autocast the residual stream is rounded to that dtype, once a sublayer.
+        [..., F] in the wider dtype of x and residual, so the residual stream keeps its precision under autocast.
 
     Gradients: to x, residual, weight and bias, each in its own dtype; deterministic. Numerics: sums in float32,
     rounded once (triton); float32 of a sum in the wider dtype of x and residual (torch).
@@ -76,7 +76,8 @@ def residual_norm(
                 x, probability, seed=seed, stream=stream, layer=layer, site=site, sample=sample, token=token,
                 implementation=implementation,
             )  # fmt: skip
-        return F.layer_norm(x + residual, weight.shape, weight, bias, eps).to(x.dtype)
+        total = x + residual
+        return F.layer_norm(total, weight.shape, weight, bias, eps).to(total.dtype)
     if not torch.compiler.is_compiling():
         load_kernels()
     out: Tensor = torch.ops.disentangled.residual_norm(
