@@ -123,6 +123,15 @@ def keep_scale(probability: float) -> float:
     return DECISION_VALUES / (DECISION_VALUES - drop_threshold(probability))
 
 
+def signed_seed(seed: int) -> int:
+    """The signed number of the same 64 bits: operators of torch take no unsigned ones, and give it back modulo 2^64.
+
+    A comparison and no shifts: of a seed that torch.compile takes as a symbol, shifts would become guards which cannot
+    be evaluated.
+    """
+    return seed if seed < 1 << 63 else seed - (1 << 64)
+
+
 def keep_mask(
     probability: float,
     num_elements: int,
@@ -193,7 +202,7 @@ def dropout(
     )
     if torch.compiler.is_compiling():
         keep = torch.ops.disentangled.keep_mask(
-            probability, x.shape[-1], seed, int(stream), layer, sample, token, site << 24
+            probability, x.shape[-1], signed_seed(seed), int(stream), layer, sample, token, site << 24
         )
         return (x * keep) * keep_scale(probability)
     keep = keep_mask(

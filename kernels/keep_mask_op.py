@@ -9,7 +9,7 @@ from torch import Tensor
 
 torch.library.define(
     "disentangled::keep_mask",
-    "(float probability, int num_elements, int seed, int stream, int layer, Tensor sample, Tensor token, "
+    "(float probability, int num_elements, int seed, int stream, SymInt layer, Tensor sample, Tensor token, "
     "int first_block) -> Tensor",
 )
 
@@ -30,7 +30,7 @@ def _(
     return keep_mask(
         probability,
         num_elements,
-        seed=seed,
+        seed=seed % (1 << 64),
         stream=stream,
         layer=layer,
         sample=sample,

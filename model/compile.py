@@ -1,9 +1,9 @@
-"""torch.compile of what surrounds attention.
+"""torch.compile of a model's layers, in place, so names in checkpoints stay. Rounding differs from the eager code's.
 
-What: the feed-forward and the two residual outputs of each layer, each compiled on its own and in place, so names in
-checkpoints stay: biases, activation, dropout, residual and LayerNorm are fused. Dropout's decisions are an operator
-that the compiler takes whole. Attention is left out: what it does around its kernels is matrix products, and on a CPU
-it reads lengths on the host. Rounding differs from the eager code's.
+What: where attention and dropout are fused kernels, layers are compiled whole: the kernels are operators that the
+compiler takes as they are, and around them it fuses activation and casts, and adds gradients within the products that
+make them. Elsewhere attention reads lengths on the host, so only the feed-forward and the two residual outputs are
+compiled, each on its own; the mask decoder, which calls them on its own, has them so anywhere.
 Used by: trainer/engine.py. Tested by tests/model/test_compile.py.
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 from disentangled.kernels import keep_mask_op  # noqa: F401, defines the operator
 from disentangled.kernels.hidden_dropout.op import choose_implementation, load_kernel
 from disentangled.kernels.residual_norm.op import load_kernels
-from disentangled.model.layer import Intermediate, ResidualOutput
+from disentangled.model.layer import Intermediate, Layer, ResidualOutput
 
 # Of one code: two models, two widths, all tokens or masked ones, layers 0, 1 and others, with gradients and without.
 # Past the limit torch would go on with the eager code.
@@ -24,10 +24,12 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """Compile every layer of `model` when it is first called."""
     from torch import _dynamo  # importing it takes seconds: only where it is wanted
 
+    kinds: tuple[type[nn.Module], ...] = (Intermediate, ResidualOutput)
     if choose_implementation(None, next(model.parameters()).device, torch.float32) == "triton":
         load_kernel()
         load_kernels()
+        kinds = (*kinds, Layer)
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MAX_VARIANTS)
     for module in model.modules():
-        if isinstance(module, Intermediate | ResidualOutput):
+        if isinstance(module, kinds):
             module.compile(backend=backend, dynamic=True)

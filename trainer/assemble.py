@@ -19,7 +19,7 @@ from disentangled.trainer.dataset import open_dataset
 from disentangled.trainer.device_peaks import peak_of_device
 from disentangled.trainer.distributed import Ranks, join_ranks
 from disentangled.trainer.ds_config import describe_engine, precision_of
-from disentangled.trainer.engine import build_engines, build_models, check_precision
+from disentangled.trainer.engine import build_engines, build_models, check_engine_file
 from disentangled.trainer.evaluate import choose_windows
 from disentangled.trainer.events import EventLog
 from disentangled.trainer.faults import RefusalCount
@@ -44,7 +44,7 @@ def build_training(config: RunConfig, ds_config: dict[str, object]) -> Training:
     for key, value in (("data.shards", config.data.shards), ("run.dir", config.run.dir)):
         if not value:
             raise ValueError(f"{key} is not set: add {key}=DIR to the command")
-    check_precision(config, ds_config)
+    check_engine_file(config, ds_config)
     check_wandb(config.log.wandb)
     dataset = open_dataset(config.data.shards, config.data.cache, config.data.cache_bytes)
     manifest = dataset.manifest

@@ -145,8 +145,8 @@ class EnginePair:
             return float(norm_of(own.weight) / norm_of(shared))
 
 
-def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
-    """Raise ValueError where the machine, DeepSpeed or the way of sharing cannot compute in the engine's precision."""
+def check_engine_file(config: RunConfig, ds_config: dict[str, Any]) -> None:
+    """Raise ValueError where the machine, DeepSpeed or the recipe cannot do what the engine's file says."""
     precision, stage = precision_of(ds_config), zero_stage_of(ds_config)
     merged = merge_ds_config(ds_config, micro_sequences=1, accumulation=1)
     if precision == "fp16" and not get_accelerator().is_fp16_supported():
@@ -171,6 +171,11 @@ def check_precision(config: RunConfig, ds_config: dict[str, Any]) -> None:
         )
     if config.model.embedding_sharing == "es" and precision == "fp16":
         raise ValueError("model.embedding_sharing es needs one loss scale for both models: use bf16 or fp32, not fp16")
+    if stage == 3 and (config.machine.compile_generator or config.machine.compile_discriminator):
+        raise ValueError(
+            "machine.compile_generator and compile_discriminator gain nothing at ZeRO stage 3, whose hooks around each "
+            "module cut the code into pieces that are compiled for minutes: use stage 0, 1 or 2, or leave them false"
+        )
 
 
 def build_models(config: RunConfig, manifest: Manifest) -> tuple[Generator, Discriminator]:

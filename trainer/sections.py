@@ -122,7 +122,8 @@ class MachineSection:
     """How a machine computes what the rest of the recipe says: another launch of the run may change it.
 
     recompute_*: activation checkpointing, a forward pass more for a layer's activations; no bit of the results differs.
-    compile_*: torch.compile of what surrounds attention; results differ by rounding.
+    compile_*: torch.compile of the layers, on a CPU of what surrounds attention in them; results differ by rounding.
+        Not at ZeRO stage 3.
     """
 
     recompute_generator: bool = False

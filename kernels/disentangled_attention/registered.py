@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from disentangled.kernels.counter_rng import signed_seed
 from disentangled.kernels.disentangled_attention.dropout import AttentionDropout
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
@@ -27,7 +28,7 @@ _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? rel_key, Tensor? rel_query, "
     "Tensor? key_padding_mask, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? sample, Tensor? first_token, "
     "int position_buckets, int max_relative_positions, str bucket_rule, float scale, "
-    "SymInt? max_seqlen_q, SymInt? max_seqlen_k, float probability, int seed, int stream, int layer"
+    "SymInt? max_seqlen_q, SymInt? max_seqlen_k, float probability, int seed, int stream, SymInt layer"
 )
 _NUM_DIFFERENTIABLE, _NUM_TENSORS, _NUM_ARGUMENTS = 5, 10, 20
 
@@ -57,7 +58,7 @@ def attend(
             x.to(device=query.device, dtype=torch.int64).contiguous() for x in (dropout.sample, dropout.first_token)
         )
         probability, stream, layer = dropout.probability, int(dropout.stream), dropout.layer
-        seed = dropout.seed - (dropout.seed >> 63 << 64)
+        seed = signed_seed(dropout.seed)
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         is_shared = cu_seqlens_k is cu_seqlens_q
         cu_seqlens_q = cu_seqlens_q.contiguous()

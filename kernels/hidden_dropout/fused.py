@@ -95,7 +95,7 @@ def launch(
 
 torch.library.define(
     "disentangled::hidden_dropout",
-    "(Tensor x, float probability, int seed, int stream, int layer, Tensor sample, Tensor token, int first_block) "
+    "(Tensor x, float probability, int seed, int stream, SymInt layer, Tensor sample, Tensor token, int first_block) "
     "-> Tensor",
 )
 torch.library.impl("disentangled::hidden_dropout", ("cpu", "cuda"))(launch)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from disentangled.kernels import counter_rng
-from disentangled.kernels.counter_rng import MAX_SITES, drop_threshold
+from disentangled.kernels.counter_rng import MAX_SITES, drop_threshold, signed_seed
 from disentangled.kernels.disentangled_attention.dispatch import (
     IS_INTERPRETED,
     TRITON_DTYPES,
@@ -61,7 +61,7 @@ def dropout(
     if not torch.compiler.is_compiling():
         load_kernel()
     dropped: Tensor = torch.ops.disentangled.hidden_dropout(
-        x, probability, seed - (seed >> 63 << 64), int(stream), layer, sample, token, site << 24
+        x, probability, signed_seed(seed), int(stream), layer, sample, token, site << 24
     )
     return dropped
 

@@ -185,7 +185,7 @@ def backward(
     return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-_KEYS = "float probability, int seed, int stream, int layer, Tensor? sample, Tensor? token, int first_block"
+_KEYS = "float probability, int seed, int stream, SymInt layer, Tensor? sample, Tensor? token, int first_block"
 torch.library.define(
     "disentangled::residual_norm",
     f"(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, {_KEYS}) -> (Tensor, Tensor, Tensor)",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from disentangled.kernels.counter_rng import drop_threshold
+from disentangled.kernels.counter_rng import drop_threshold, signed_seed
 from disentangled.kernels.hidden_dropout import dropout
 from disentangled.kernels.hidden_dropout.op import check_keys, choose_implementation
 
@@ -81,7 +81,7 @@ def residual_norm(
     if not torch.compiler.is_compiling():
         load_kernels()
     out: Tensor = torch.ops.disentangled.residual_norm(
-        x, residual, weight, bias, eps, probability if has_dropout else 0.0, seed - (seed >> 63 << 64), int(stream),
+        x, residual, weight, bias, eps, probability if has_dropout else 0.0, signed_seed(seed), int(stream),
         layer, sample, token, site << 24,
     )[0]  # fmt: skip
     return out

@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from disentangled.data_prep.shard_schema import load_manifest
-from disentangled.trainer.engine import build_models, check_precision
+from disentangled.trainer.engine import build_models, check_engine_file
 from tests.trainer.tiny_run import build_parts, tiny_config
 
 
@@ -89,29 +89,29 @@ def with_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_precision_is_refused_at_stage_0_alone(shards: Path, precision: str) -> None:
     config = tiny_config(shards)
     for stage in (1, 2, 3):
-        check_precision(config, {precision: {"enabled": True}, "zero_optimization": {"stage": stage}})
+        check_engine_file(config, {precision: {"enabled": True}, "zero_optimization": {"stage": stage}})
     with pytest.raises(ValueError, match=f"{precision} at ZeRO stage 0, .* use stage 1, 2 or 3, or torch_autocast"):
-        check_precision(config, {precision: {"enabled": True}})
-    check_precision(config, {precision: {"enabled": True}, "data_types": {"grad_accum_dtype": precision}})
+        check_engine_file(config, {precision: {"enabled": True}})
+    check_engine_file(config, {precision: {"enabled": True}, "data_types": {"grad_accum_dtype": precision}})
 
 
 def test_bf16_that_would_add_gradients_twice_is_refused(shards: Path) -> None:
     bf16 = {"bf16": {"enabled": True, "immediate_grad_update": False}}
-    check_precision(tiny_config(shards), bf16 | {"zero_optimization": {"stage": 2}})
+    check_engine_file(tiny_config(shards), bf16 | {"zero_optimization": {"stage": 2}})
     with pytest.raises(ValueError, match=r"immediate_grad_update false at ZeRO stage 1, .*: leave the key out"):
-        check_precision(tiny_config(shards), bf16 | {"zero_optimization": {"stage": 1}})
+        check_engine_file(tiny_config(shards), bf16 | {"zero_optimization": {"stage": 1}})
 
 
 def test_autocast_in_fp16_is_refused(shards: Path) -> None:
-    check_precision(tiny_config(shards), {"torch_autocast": {"enabled": True}})
+    check_engine_file(tiny_config(shards), {"torch_autocast": {"enabled": True}})
     with pytest.raises(ValueError, match=r"torch_autocast in float16, .* set torch_autocast.dtype to bfloat16"):
-        check_precision(tiny_config(shards), {"torch_autocast": {"enabled": True, "dtype": "float16"}})
+        check_engine_file(tiny_config(shards), {"torch_autocast": {"enabled": True, "dtype": "float16"}})
 
 
 def test_fp16_is_refused_where_the_accelerator_has_none(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
     with pytest.raises(ValueError, match=r"fp16, which the accelerator here \(.*\) cannot: use an --engine of bf16"):
-        check_precision(tiny_config(shards), {"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}})
+        check_engine_file(tiny_config(shards), {"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}})
 
 
 @pytest.mark.usefixtures("with_fp16")
@@ -120,6 +120,17 @@ def test_es_is_refused_in_fp16_alone(shards: Path) -> None:
     stage = {"zero_optimization": {"stage": 1}}
     fp16 = {"fp16": {"enabled": True}} | stage
     with pytest.raises(ValueError, match="es needs one loss scale for both models: use bf16 or fp32, not fp16"):
-        check_precision(es, fp16)
-    check_precision(es, {"bf16": {"enabled": True}} | stage)
-    check_precision(replace(es, model=replace(es.model, embedding_sharing="gdes")), fp16)
+        check_engine_file(es, fp16)
+    check_engine_file(es, {"bf16": {"enabled": True}} | stage)
+    check_engine_file(replace(es, model=replace(es.model, embedding_sharing="gdes")), fp16)
+
+
+@pytest.mark.parametrize("model", ["generator", "discriminator"])
+def test_compiled_models_are_refused_at_stage_3_alone(shards: Path, model: str) -> None:
+    compiled = tiny_config(shards, f"machine.compile_{model}=true")
+    for stage in (0, 1, 2):
+        check_engine_file(compiled, {"zero_optimization": {"stage": stage}})
+    pieces = {"zero_optimization": {"stage": 3}}
+    check_engine_file(tiny_config(shards), pieces)
+    with pytest.raises(ValueError, match=r"gain nothing at ZeRO stage 3, .*: use stage 0, 1 or 2, or leave them false"):
+        check_engine_file(compiled, pieces)
