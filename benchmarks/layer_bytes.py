@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from disentangled.kernels.hidden_dropout import dropout
 from disentangled.kernels.hidden_dropout import op as hidden_op
+from disentangled.kernels.residual_norm import op as norm_op
 from disentangled.kernels.residual_norm import residual_norm
 from disentangled.model import layer as layer_module
 from disentangled.model.config import DebertaConfig
@@ -72,14 +73,15 @@ class Bytes(TorchDispatchMode):
         return result
 
 
-def plain_norm(*inputs: Tensor, implementation: str, places: Tensor) -> Tensor:
-    """A residual norm of torch's operators around one of our dropouts, its result in the wider type."""
+def plain_norm(*inputs: Tensor, implementation: str, places: Tensor) -> tuple[Tensor, Tensor]:
+    """A residual norm of torch's operators around one of our dropouts, its result in both types."""
     x, residual, weight, bias = inputs
     dropped = dropout(x, PROBABILITY, **KEYS, sample=places, token=places, implementation=implementation)
-    return F.layer_norm(dropped + residual, weight.shape, weight, bias, 1e-7)
+    out = F.layer_norm(dropped + residual, weight.shape, weight, bias, 1e-7)
+    return out, out.to(torch.bfloat16)
 
 
-def norms(places: Tensor) -> dict[str, Callable[..., Tensor]]:
+def norms(places: Tensor) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
     """What may stand for the residual norm."""
     return {
         "plain torch": partial(plain_norm, implementation="torch", places=places),
@@ -91,11 +93,12 @@ def norms(places: Tensor) -> dict[str, Callable[..., Tensor]]:
 
 
 @contextmanager
-def standing_in(norm: Callable[..., Tensor]) -> Iterator[None]:
+def standing_in(norm: Callable[..., tuple[Tensor, Tensor]], is_autocast: bool) -> Iterator[None]:
     """Within it layers end with `norm`, and kernels are taken to run on tensors without memory."""
     with (
         patch.object(hidden_op, "machine_obstacle", lambda *_, **__: None),
         patch.object(hidden_op, "IS_INTERPRETED", False),
+        patch.object(norm_op, "product_dtype", lambda dtype, device: torch.bfloat16 if is_autocast else dtype),
         patch.object(layer_module, "hidden_dropout_keys", lambda *_: {}),
         patch.object(layer_module, "residual_norm", lambda *inputs: norm(*inputs[:4])),
     ):
@@ -112,15 +115,16 @@ def count(config: DebertaConfig, num_tokens: int, norm: str, precision: str) -> 
     if not is_autocast:
         layer.bfloat16()
     # the layer before ended with such a norm, too
-    states = torch.empty_like(context, dtype=torch.float32 if is_autocast else torch.bfloat16).requires_grad_()
+    operand = stream = torch.empty_like(context).requires_grad_()
+    if is_autocast:
+        stream = torch.empty_like(context, dtype=torch.float32).requires_grad_()
     attention = layer.attention.self
-    with standing_in(norms(places)[norm]), Bytes() as found:
+    with standing_in(norms(places)[norm], is_autocast), Bytes() as found:
         with AsAutocast() if is_autocast else nullcontext():
-            outputs = [project(states) for project in (attention.query_proj, attention.key_proj, attention.value_proj)]
-            outputs.append(layer.finish(context, states, None, None, 0))  # type: ignore[arg-type]
-        assert outputs[-1].dtype == states.dtype
+            outputs = [project(operand) for project in (attention.query_proj, attention.key_proj, attention.value_proj)]
+            outputs += layer.finish(context, stream, None, None, 0)[: 1 + is_autocast]  # type: ignore[arg-type]
         torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
-    return found.counts
+    return +found.counts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
     ) -> list[Tensor]:
         """h[0] .. h[L], each [T, D]."""
         embeddings = self.deberta.embeddings(input_ids, layout, noise, shared_rows)
-        return self.deberta.encoder(embeddings, layout, noise)
+        return [states.stream for states in self.deberta.encoder(embeddings, layout, noise)]
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from disentangled.model.config import DebertaConfig
 from disentangled.model.convolution import ConvLayer
-from disentangled.model.layer import Layer
+from disentangled.model.layer import HiddenStates, Layer, hidden_states
 from disentangled.model.layout import TokenLayout
 from disentangled.model.noise import Noise
 from disentangled.model.recompute import run_module
@@ -48,13 +48,13 @@ class Encoder(nn.Module):
 
     def forward(
         self, embeddings: Tensor, layout: TokenLayout, noise: Noise | None = None, num_layers: int | None = None
-    ) -> list[Tensor]:
+    ) -> list[HiddenStates]:
         """Hidden states h[0] .. h[num_layers], each [T, D]; h[0] is the embeddings, all layers where None."""
         rel_embeddings = self.get_rel_embeddings()
-        hidden_states = [embeddings]
+        all_states = [hidden_states(embeddings)]
         for index, layer in enumerate(self.layer[:num_layers]):
-            states = run_module(layer, self.recompute, hidden_states[-1], rel_embeddings, layout, noise, index)
+            states = run_module(layer, self.recompute, all_states[-1], rel_embeddings, layout, noise, index)
             if index == 0 and self.conv is not None:
-                states = self.conv(embeddings, states, layout, noise)
-            hidden_states.append(states)
-        return hidden_states
+                states = hidden_states(self.conv(embeddings, states.stream, layout, noise))
+            all_states.append(states)
+        return all_states

@@ -106,10 +106,11 @@ class Generator(nn.Module):
         embeddings = self.deberta.embeddings(input_ids, layout, noise)
         encoder = self.deberta.encoder
         states = encoder(embeddings, layout, noise, num_layers=len(encoder.layer) - 1)[-1]
-        return run_module(
+        decoded: Tensor = run_module(
             self.mask_decoder, encoder.recompute,
             states, encoder.layer[-1], encoder.get_rel_embeddings(), layout, masked_rows, noise,
         )  # fmt: skip
+        return decoded
 
     def forward(
         self,

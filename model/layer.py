@@ -7,16 +7,32 @@ Used by: model/encoder.py, model/mask_decoder.py. Tested by tests/model/test_par
 
 # T flat tokens  M masked tokens  D hidden width  F feed-forward width
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from disentangled.kernels.autocast import cast_input
 from disentangled.kernels.residual_norm import residual_norm
 from disentangled.model.attention import DisentangledSelfAttention
 from disentangled.model.config import DebertaConfig
 from disentangled.model.layout import TokenLayout
 from disentangled.model.noise import Noise, Site, hidden_dropout_keys
+
+
+class HiddenStates(NamedTuple):
+    """Hidden states [T, D] as the residual stream keeps them, and as products take them.
+
+    Under autocast the second are the first in its dtype, made once and not for each product; else both are one tensor.
+    """
+
+    stream: Tensor
+    operand: Tensor
+
+
+def hidden_states(stream: Tensor) -> HiddenStates:
+    """Both, of states [T, D] that no residual norm made."""
+    return HiddenStates(stream, cast_input(stream))
 
 
 def activate(states: Tensor, name: str) -> Tensor:
@@ -27,9 +43,9 @@ def activate(states: Tensor, name: str) -> Tensor:
 class ResidualNorm(nn.LayerNorm):
     """LayerNorm(dropout(states) + residual); a module, so that ZeRO-3 gathers its weights when it is called."""
 
-    def forward(self, states: Tensor, residual: Tensor, **dropout: Any) -> Tensor:  # type: ignore[override]
-        """[..., D] twice -> [..., D] in the wider dtype; dropout: noise.hidden_dropout_keys."""
-        return residual_norm(states, residual, self.weight, self.bias, self.eps, **dropout)
+    def forward(self, states: Tensor, residual: Tensor, **dropout: Any) -> HiddenStates:  # type: ignore[override]
+        """[..., D] twice -> [..., D], the stream in the wider dtype; dropout: noise.hidden_dropout_keys."""
+        return HiddenStates(*residual_norm(states, residual, self.weight, self.bias, self.eps, **dropout))
 
 
 class ResidualOutput(nn.Module):
@@ -50,10 +66,10 @@ class ResidualOutput(nn.Module):
         noise: Noise | None,
         layer: int,
         rows: Tensor | None,
-    ) -> Tensor:
+    ) -> HiddenStates:
         """[T or M, input_size] and residual [T or M, D] -> [T or M, D]; `rows` [M] names the tokens where only M."""
         keys = hidden_dropout_keys(self.probability, noise, layout, layer, self.site, rows)
-        normalized: Tensor = self.LayerNorm(self.dense(states), residual, **keys)
+        normalized: HiddenStates = self.LayerNorm(self.dense(states), residual, **keys)
         return normalized
 
 
@@ -96,14 +112,14 @@ class Layer(nn.Module):
         noise: Noise | None,
         layer: int,
         rows: Tensor | None = None,
-    ) -> Tensor:
+    ) -> HiddenStates:
         """All of the layer after attention: context and residual [T or M, D] -> [T or M, D]."""
         attended = self.attention.output(context, residual, layout, noise, layer, rows)
-        return self.output(self.intermediate(attended), attended, layout, noise, layer, rows)
+        return self.output(self.intermediate(attended.operand), attended.stream, layout, noise, layer, rows)
 
     def forward(
-        self, states: Tensor, rel_embeddings: Tensor, layout: TokenLayout, noise: Noise | None, layer: int
-    ) -> Tensor:
+        self, states: HiddenStates, rel_embeddings: Tensor, layout: TokenLayout, noise: Noise | None, layer: int
+    ) -> HiddenStates:
         """[T, D] -> [T, D]; `layer` keys the dropout."""
-        context = self.attention.self(states, rel_embeddings, layout, noise, layer)
-        return self.finish(context, states, layout, noise, layer)
+        context = self.attention.self(states.operand, rel_embeddings, layout, noise, layer)
+        return self.finish(context, states.stream, layout, noise, layer)

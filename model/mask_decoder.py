@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from disentangled.model.attention import masked_rows_to_run
 from disentangled.model.config import DebertaConfig
-from disentangled.model.layer import Layer
+from disentangled.model.layer import HiddenStates, Layer, hidden_states
 from disentangled.model.layout import TokenLayout
 from disentangled.model.noise import Noise
 
@@ -32,7 +32,7 @@ class MaskDecoder(nn.Module):
 
     def forward(
         self,
-        states: Tensor,
+        states: HiddenStates,
         layer: Layer,
         rel_embeddings: Tensor,
         layout: TokenLayout,
@@ -55,13 +55,14 @@ class MaskDecoder(nn.Module):
                 f"{self.config.max_position_embeddings}: the mask decoder needs a position for each; raise it"
             )
         attention = layer.attention.self
-        keys, values = attention.project_keys(states)
-        queries = states[masked_rows] + self.position_embeddings(layout.position[masked_rows])
+        keys, values = attention.project_keys(states.operand)
+        absolute = self.position_embeddings(layout.position[masked_rows])
+        queries = hidden_states(states.stream[masked_rows] + absolute)
         last = self.config.num_hidden_layers - 1
         for number in range(NUM_PASSES):
             key = last + number  # both passes are the same layer: each draws its own dropout
             positions = attention.project_positions(rel_embeddings, noise, key)
-            spread = masked_rows_to_run(masked_rows, attention.query_proj(queries), layout.num_tokens)
+            spread = masked_rows_to_run(masked_rows, attention.query_proj(queries.operand), layout.num_tokens)
             context = attention.attend(spread, keys, values, positions, layout, noise, key)[masked_rows]
-            queries = layer.finish(context, queries, layout, noise, key, rows=masked_rows)
-        return queries
+            queries = layer.finish(context, queries.stream, layout, noise, key, rows=masked_rows)
+        return queries.stream

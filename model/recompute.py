@@ -8,14 +8,12 @@ Used by: model/encoder.py, model/generator.py. Tested by tests/model/test_recomp
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_module(module: nn.Module, recompute: bool, *arguments: Any) -> Tensor:
+def run_module(module: nn.Module, recompute: bool, *arguments: Any) -> Any:
     """module(*arguments), and again in backward where `recompute`."""
     if not (recompute and torch.is_grad_enabled()):
-        states: Tensor = module(*arguments)
-        return states
-    states = checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return states
+        return module(*arguments)
+    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)

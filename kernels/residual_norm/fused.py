@@ -1,7 +1,8 @@
 """LayerNorm(residual + dropout(x)) in one pass, as torch operators: disentangled::residual_norm and its backward.
 
 What: a program owns whole rows. Forward reads x and the residual, draws dropout's decisions in registers, adds and
-normalizes in float32 and writes the result, with two float32 numbers a row. Backward reads the gradient, x and the
+normalizes in float32 and writes the result, with two float32 numbers a row; where products take another dtype than the
+residual stream has, in both. Backward reads the gradients of the results that were used and adds them, reads x and the
 residual again, and writes both gradients; those of weight and bias are summed over the rows of a program, and the
 programs' sums by torch. Their number follows from the rows alone, so gradients are the same bits on any GPU.
 Used by: op.py. Tested by: tests/kernels/test_residual_norm.py, tests/ptx/test_compiled_kernels.py.
@@ -55,7 +56,7 @@ def _load_sum(
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def residual_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, sample_ptr, token_ptr,  # [R, F], [R, F], [F], [F], [R] int64, [R] int64
-    out_ptr, mean_ptr, rstd_ptr,  # [R, F], [R] float32, [R] float32
+    out_ptr, operand_ptr, mean_ptr, rstd_ptr,  # [R, F], the same or None, [R] float32, [R] float32
     num_rows, num_features, eps,
     key_0, key_1, stream, layer, first_block, threshold, scale,
     ROWS: tl.constexpr, BLOCKS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
@@ -77,13 +78,16 @@ def residual_norm_kernel(
     bias = tl.load(bias_ptr + feature, mask=feature_mask, other=0.0).to(tl.float32)
     out = centred * rstd[:, None] * weight[None, :] + bias[None, :]
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=mask)
+    if operand_ptr is not None:
+        tl.store(operand_ptr + place, out.to(operand_ptr.dtype.element_ty), mask=mask)
     tl.store(mean_ptr + row, mean, mask=row_mask)
     tl.store(rstd_ptr + row, rstd, mask=row_mask)
 
 
 @triton.jit(do_not_specialize=DATA_DEPENDENT)
 def residual_norm_backward_kernel(
-    grad_ptr, x_ptr, residual_ptr, weight_ptr, sample_ptr, token_ptr, mean_ptr, rstd_ptr,
+    grad_ptr, grad_operand_ptr,  # [R, F], one of them may be None
+    x_ptr, residual_ptr, weight_ptr, sample_ptr, token_ptr, mean_ptr, rstd_ptr,
     grad_x_ptr, grad_residual_ptr, sums_ptr,  # [R, F], [R, F], [programs, 2, F] float32
     num_rows, num_features, tiles,
     key_0, key_1, stream, layer, first_block, threshold, scale,
@@ -108,7 +112,12 @@ def residual_norm_backward_kernel(
         mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)[:, None]
         normal = tl.where(mask, (total - mean) * rstd, 0.0)
-        grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        if grad_ptr is None:
+            grad = tl.load(grad_operand_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        else:
+            grad = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
+            if grad_operand_ptr is not None:
+                grad += tl.load(grad_operand_ptr + place, mask=mask, other=0.0).to(tl.float32)
         grad_weight += grad * normal
         grad_bias += grad
         weighted = grad * weight
@@ -148,27 +157,46 @@ def _shared(
 
 
 def forward(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *keys: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, in the wider dtype, and each row's mean and reciprocal deviation, float32; keys as in _shared."""
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, operand_dtype: torch.dtype | None, *keys: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The result in the wider dtype and in `operand_dtype`, and each row's mean and reciprocal deviation, float32.
+
+    Where `operand_dtype` is None the second has no values. Keys as in _shared.
+    """
     x, residual = x.contiguous(), residual.contiguous()
-    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
-    mean, rstd = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
+    out, operand, mean, rstd = _results(x, residual, operand_dtype)
     if x.numel():
         shared = _shared(x.shape[-1], *keys)
         num_rows = mean.numel()
         residual_norm_kernel[(triton.cdiv(num_rows, shared["ROWS"]),)](
-            x, residual, weight, bias, out_ptr=out, mean_ptr=mean, rstd_ptr=rstd, num_rows=num_rows, eps=eps, **shared,
-            maxnreg=MAX_REGISTERS,
+            x, residual, weight, bias, out_ptr=out, operand_ptr=None if operand_dtype is None else operand,
+            mean_ptr=mean, rstd_ptr=rstd, num_rows=num_rows, eps=eps, **shared, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
-    return out, mean, rstd
+    return out, operand, mean, rstd
+
+
+def _results(x: Tensor, residual: Tensor, operand_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What forward returns, without values."""
+    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device)
+    operand = torch.empty_like(out, dtype=operand_dtype) if operand_dtype is not None else out.new_empty(0)
+    mean, rstd = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
+    return out, operand, mean, rstd
 
 
 def backward(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, *keys: Any
+    grad: Tensor | None,
+    grad_operand: Tensor | None,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    *keys: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, residual, weight and bias."""
-    grad, x, residual = grad.contiguous(), x.contiguous(), residual.contiguous()
+    """Gradients with respect to x, residual, weight and bias, of those of both results; one of them may be None."""
+    grad, grad_operand = (None if values is None else values.contiguous() for values in (grad, grad_operand))
+    x, residual = x.contiguous(), residual.contiguous()
     grad_x, grad_residual = torch.empty_like(x), torch.empty_like(residual)
     if not x.numel():
         return grad_x, grad_residual, torch.zeros_like(weight), torch.zeros_like(bias)
@@ -178,8 +206,8 @@ def backward(
     programs = triton.cdiv(num_rows, shared["ROWS"] * tiles)
     sums = torch.empty((programs, 2, x.shape[-1]), dtype=torch.float32, device=x.device)
     residual_norm_backward_kernel[(programs,)](
-        grad, x, residual, weight, mean_ptr=mean, rstd_ptr=rstd, grad_x_ptr=grad_x, grad_residual_ptr=grad_residual,
-        sums_ptr=sums, num_rows=num_rows, tiles=tiles, **shared,
+        grad, grad_operand, x, residual, weight, mean_ptr=mean, rstd_ptr=rstd, grad_x_ptr=grad_x,
+        grad_residual_ptr=grad_residual, sums_ptr=sums, num_rows=num_rows, tiles=tiles, **shared,
     )  # fmt: skip
     grad_weight, grad_bias = sums.sum(0)
     return grad_x, grad_residual, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
@@ -188,47 +216,48 @@ def backward(
 _KEYS = "float probability, int seed, int stream, SymInt layer, Tensor? sample, Tensor? token, int first_block"
 torch.library.define(
     "disentangled::residual_norm",
-    f"(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, {_KEYS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, ScalarType? operand_dtype, {_KEYS})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "disentangled::residual_norm_backward",
-    f"(Tensor grad, Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, {_KEYS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor? grad, Tensor? grad_operand, Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor mean, "
+    f"Tensor rstd, {_KEYS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("disentangled::residual_norm", ("cpu", "cuda"))(forward)
 torch.library.impl("disentangled::residual_norm_backward", ("cpu", "cuda"))(backward)
 
 
 @torch.library.register_fake("disentangled::residual_norm")
-def _(x: Tensor, residual: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
-    rows = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device)
-    return out, rows, torch.empty_like(rows)
+def _(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, operand_dtype: Any, *rest: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _results(x, residual, operand_dtype)
 
 
 @torch.library.register_fake("disentangled::residual_norm_backward")
 def _(
-    grad: Tensor, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *rest: object
+    grad: Any, grad_operand: Any, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *rest: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, grad_residual = (torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, residual))
     return grad_x, grad_residual, torch.empty_like(weight), torch.empty_like(bias)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, residual, weight, bias, _, *numbers, sample, token, ctx.first_block = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, residual, weight, bias, _, operand_dtype, *numbers, sample, token, ctx.first_block = inputs
+    _, operand, mean, rstd = output
+    ctx.mark_non_differentiable(*([operand] if operand_dtype is None else []), mean, rstd)
     ctx.set_materialize_grads(False)
     ctx.numbers = numbers
     ctx.save_for_backward(x, residual, weight, bias, mean, rstd, sample, token)
 
 
-def _backward(ctx: Any, grad: Tensor, *unused: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, grad_operand: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     *saved, sample, token = ctx.saved_tensors
     gradients = torch.ops.disentangled.residual_norm_backward(
-        grad, *saved, *ctx.numbers, sample, token, ctx.first_block
+        grad, grad_operand, *saved, *ctx.numbers, sample, token, ctx.first_block
     )
-    return *gradients, *[None] * 8
+    return *gradients, *[None] * 9
 
 
 torch.library.register_autograd("disentangled::residual_norm", _backward, setup_context=_save)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from disentangled.kernels.autocast import product_dtype
 from disentangled.kernels.counter_rng import drop_threshold, signed_seed
 from disentangled.kernels.hidden_dropout import dropout
 from disentangled.kernels.hidden_dropout.op import check_keys, choose_implementation
@@ -32,7 +33,7 @@ def residual_norm(
     sample: Tensor | None = None,
     token: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """What ends each half of a post-norm layer: LayerNorm over features of a residual and a dropped-out branch.
 
     Formula: out = LayerNorm(residual + x * keep / P(keep)) * weight + bias, keep as in kernels/hidden_dropout.
@@ -46,10 +47,12 @@ def residual_norm(
         implementation: "torch" or "triton"; None chooses.
 
     Returns:
-        [..., F] in the wider dtype of x and residual, so the residual stream keeps its precision under autocast.
+        The result [..., F] twice: in the wider dtype of x and residual, so that the residual stream keeps its
+        precision under autocast, and as products take it there, in autocast's dtype. Without autocast both are one
+        tensor.
 
-    Gradients: to x, residual, weight and bias, each in its own dtype; deterministic. Numerics: sums in float32,
-    rounded once (triton); float32 of a sum in the wider dtype of x and residual (torch).
+    Gradients: to x, residual, weight and bias, each in its own dtype, from either result or both; deterministic.
+    Numerics: sums in float32, rounded once (triton); float32 of a sum in the wider dtype of x and residual (torch).
     Memory: triton keeps its inputs and 8 bytes a row.
 
     Raises:
@@ -77,14 +80,17 @@ def residual_norm(
                 implementation=implementation,
             )  # fmt: skip
         total = x + residual
-        return F.layer_norm(total, weight.shape, weight, bias, eps).to(total.dtype)
+        out = F.layer_norm(total, weight.shape, weight, bias, eps).to(total.dtype)
+        return out, out.to(product_dtype(out.dtype, out.device))
     if not torch.compiler.is_compiling():
         load_kernels()
-    out: Tensor = torch.ops.disentangled.residual_norm(
-        x, residual, weight, bias, eps, probability if has_dropout else 0.0, signed_seed(seed), int(stream),
-        layer, sample, token, site << 24,
-    )[0]  # fmt: skip
-    return out
+    wider = torch.promote_types(x.dtype, residual.dtype)
+    operand_dtype = product_dtype(wider, x.device)
+    out, operand, *_ = torch.ops.disentangled.residual_norm(
+        x, residual, weight, bias, eps, None if operand_dtype == wider else operand_dtype,
+        probability if has_dropout else 0.0, signed_seed(seed), int(stream), layer, sample, token, site << 24,
+    )  # fmt: skip
+    return out, out if operand_dtype == wider else operand
 
 
 def load_kernels() -> None:

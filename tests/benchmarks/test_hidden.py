@@ -18,7 +18,7 @@ def test_kernels_do_not_spill() -> None:
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert {row["capability"] for row in rows} == {80, 90, 100} and len(rows) == 54
+    assert {row["capability"] for row in rows} == {80, 90, 100} and len(rows) == 72
     assert not any(row["spill_bytes"] for row in rows)
 
 

@@ -12,12 +12,16 @@ CONFIG = load_run_config("base").model.discriminator(1)
 STATES = TOKENS * CONFIG.hidden_size  # numbers
 
 
-def test_the_fused_norm_moves_what_it_must() -> None:
-    places, sums, weights = 2 * 8 * TOKENS, 2 * 4 * TOKENS, 2 * 2 * CONFIG.hidden_size
-    counts = count(CONFIG, TOKENS, "fused norm", "bfloat16")
-    # twice in a layer: x and residual in, the result out; backward also the gradient in, and a second one out
-    assert counts["residual_norm"] == 2 * (3 * 2 * STATES + places + sums + weights)
-    assert counts["residual_norm_backward"] == 2 * (5 * 2 * STATES + places + sums + 2 * weights)
+# bytes of a state: the branch, the residual stream, and what a result in both types takes
+@pytest.mark.parametrize(("precision", "branch", "stream", "both"), [("bfloat16", 2, 2, 2), ("autocast", 2, 4, 6)])
+def test_the_fused_norm_moves_what_it_must(precision: str, branch: int, stream: int, both: int) -> None:
+    places, sums, weights = 2 * 8 * TOKENS, 2 * 4 * TOKENS, 2 * stream * CONFIG.hidden_size
+    counts = count(CONFIG, TOKENS, "fused norm", precision)
+    # twice in a layer: branch and residual in, the result out; backward also its gradient in, and theirs out
+    assert counts["residual_norm"] == 2 * ((branch + stream + both) * STATES + places + sums + weights)
+    assert counts["residual_norm_backward"] == 2 * (
+        (2 * (branch + stream) + both) * STATES + places + sums + 2 * weights
+    )
     assert counts["gelu"] == 2 * 2 * 4 * STATES
     assert not {"hidden_dropout", "native_layer_norm"} & counts.keys()
 

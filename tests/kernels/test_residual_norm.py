@@ -22,12 +22,31 @@ def test_results_are_no_worse_than_plain_torch(shape: tuple[int, int], dtype: to
     case.check(case.run("triton"))
 
 
-def test_dtypes_may_be_mixed_as_under_autocast() -> None:
-    case = ResidualNormCase((9, 100), torch.float16, residual_dtype=torch.float32, weight_dtype=torch.float32)
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_under_autocast_the_stream_keeps_its_precision_and_both_results_gradients_are_added(probability: float) -> None:
+    case = ResidualNormCase((9, 100), torch.float16, probability, mixed=True)
     results = case.run("triton")
     assert results["output"].dtype == results["grad_residual"].dtype == torch.float32
-    assert results["grad_x"].dtype == torch.float16
+    assert results["operand"].dtype == results["grad_x"].dtype == torch.float16
+    assert torch.equal(results["operand"], results["output"].half())
     case.check(results)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_either_result_may_be_the_only_one_used(implementation: str, used: int) -> None:
+    case = ResidualNormCase((9, 40), torch.float16, mixed=True)
+    inputs = [x.requires_grad_() for x in (case.x, case.residual, case.weight, case.bias)]
+    upstream = [case.upstream.float(), case.upstream_operand]
+    upstream[1 - used] *= 0
+
+    def gradients(wanted: slice) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(DEVICE, torch.float16):
+            results = residual_norm(*inputs, 1e-7, implementation=implementation, **case.keys)
+        return torch.autograd.grad(results[wanted], inputs, upstream[wanted])
+
+    alone, beside_zeros = gradients(slice(used, used + 1)), gradients(slice(2))
+    assert all(torch.equal(one, other) for one, other in zip(alone, beside_zeros, strict=True))
 
 
 def test_many_rows_are_summed_by_few_programs_and_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,14 +62,14 @@ def test_many_rows_are_summed_by_few_programs_and_to_the_same_bits(monkeypatch: 
 def test_decisions_are_those_of_the_dropout_op() -> None:
     case = ResidualNormCase((6, 64), torch.float32)
     ones = torch.ones_like(case.x)
-    out = residual_norm(ones, 0 * ones, ones[0], 0 * ones[0], 1e-7, implementation="triton", **case.keys)
+    out, _ = residual_norm(ones, 0 * ones, ones[0], 0 * ones[0], 1e-7, implementation="triton", **case.keys)
     assert torch.equal(out > 0, case.run("torch")["grad_x"] != 0)
 
 
 def test_strided_and_empty_inputs() -> None:
-    case = ResidualNormCase((9, 12), torch.float32)
+    case = ResidualNormCase((9, 12), torch.float16, mixed=True)
     expected = case.run("triton")
-    for name in ("x", "residual", "upstream"):
+    for name in ("x", "residual", "upstream", "upstream_operand"):
         setattr(case, name, getattr(case, name).t().contiguous().t())
     assert all(torch.equal(value, expected[name]) for name, value in case.run("triton").items())
     empty = ResidualNormCase((0, 12), torch.float32).run("triton")
@@ -62,8 +81,9 @@ def test_operator_passes_torchs_own_checks() -> None:
 
     case = ResidualNormCase((4, 16), torch.float32)
     tensors = [values.requires_grad_() for values in (case.x, case.residual, case.weight, case.bias)]
-    arguments = (*tensors, 1e-7, 0.2, -5, 3, 7, *places(4).values(), 2 << 24)
-    torch.library.opcheck(torch.ops.disentangled.residual_norm, arguments)
+    for operand_dtype in (None, torch.float16):
+        arguments = (*tensors, 1e-7, operand_dtype, 0.2, -5, 3, 7, *places(4).values(), 2 << 24)
+        torch.library.opcheck(torch.ops.disentangled.residual_norm, arguments)
 
 
 @pytest.mark.parametrize(
@@ -99,13 +119,15 @@ def test_it_compiles_in_one_graph() -> None:
     from disentangled.kernels.residual_norm.op import load_kernels
 
     load_kernels()
-    case = ResidualNormCase((9, 40), torch.float32)
+    case = ResidualNormCase((9, 40), torch.float16, mixed=True)
     expected = case.run("triton")
     inputs = [values.requires_grad_() for values in (case.x, case.residual, case.weight, case.bias)]
 
-    def norm(*inputs: torch.Tensor) -> torch.Tensor:
+    def norm(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return residual_norm(*inputs, 1e-7, implementation="triton", **case.keys)
 
-    out = torch.compile(norm, fullgraph=True, backend="aot_eager")(*inputs)
-    found = (out.detach(), *torch.autograd.grad(out, inputs, case.upstream))
+    with torch.autocast(DEVICE, torch.float16):
+        out, operand = torch.compile(norm, fullgraph=True, backend="aot_eager")(*inputs)
+    gradients = torch.autograd.grad((out, operand), inputs, (case.upstream.float(), case.upstream_operand))
+    found = (out.detach(), operand.detach(), *gradients)
     assert all(torch.equal(value, expected[name]) for name, value in zip(NAMES, found, strict=True))

@@ -90,8 +90,7 @@ def hidden_dropout(dtype: torch.dtype) -> tuple[Run, Check]:
 
 def residual_norm(dtype: torch.dtype, width: int, mixed: bool = False) -> tuple[Run, Check]:
     """A residual norm with dropout, and the error rule; mixed: residual and weights in float32, as under autocast."""
-    wide = torch.float32 if mixed else None
-    case = ResidualNormCase((70, width), dtype, residual_dtype=wide, weight_dtype=wide)
+    case = ResidualNormCase((70, width), dtype, mixed=mixed)
     return partial(case.run, "triton"), case.check
 
 
