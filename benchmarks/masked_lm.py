@@ -1,9 +1,11 @@
 """Masked language modelling's loss and draw against unfused code, in one command: `python -m benchmarks.masked_lm`.
 
-What: the op's tests first, and no number when one is red; then, for each size, forward and backward of the op and the
+What: the op's tests first, and no number when one is red; then, for each size, forward and backward of the op, of the
 same work unfused (logits whole, torch's cross-entropy, argmax, and a draw from the softmax in float64, 256 rows at a
-time), timed in turn in one process: medians, their ratio, and the memory of each beyond inputs, results and gradients.
-Times on a CPU are the process's own, which those of others do not add to.
+time), and of public losses that have no draw (masked_lm_rivals.py; on a CPU those that run there, when they are
+named), timed in turn in one process: medians, their ratio, and the memory of each beyond inputs, results and gradients.
+A rival that fails, or whose loss is another one, has its error in the row and no number. Times on a CPU are the
+process's own, which those of others do not add to.
 One JSON line for each size goes to benchmarks/results/<device>/masked_lm.jsonl.
 On a GPU the op runs as `triton` in bfloat16, on a CPU as `torch` in float32.
 Tested by: tests/benchmarks/test_masked_lm.py.
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.environment import describe_environment, device_name
+from benchmarks.masked_lm_rivals import RIVALS, Rival
 from benchmarks.ops import device_folder
 from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.masked_lm_loss import Draw, masked_lm_loss
@@ -35,8 +39,12 @@ GPU_TESTS = ("tests/kernels/test_triton_masked_lm_loss_gpu.py",)
 RESULTS = Path(__file__).parent / "results"
 # Masked tokens, ids, width: the tiny recipe's; a small step's; a base model's, whose unfused logits fit a GPU.
 CPU_SIZES = ((154, 8192, 128), (400, 32_000, 256), (480, 128_100, 768))
-GPU_SIZES = ((2400, 128_100, 768), (2400, 251_000, 768), (2400, 128_100, 1024), (600, 32_000, 256))
+GPU_SIZES = (
+    (2400, 128_100, 768), (2400, 251_000, 768), (2400, 32_000, 768), (2400, 128_100, 1024), (600, 32_000, 256),
+)  # fmt: skip
 ROWS_AT_ONCE = 256
+SAME_LOSS = 1e-2  # of the unfused loss: bfloat16's rounding, and what cut cross-entropy leaves out
+LONGEST_ERROR = 200
 Call = Callable[[], Tensor]
 
 
@@ -48,10 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of torch on a CPU; as torch has them unless given")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: benchmarks/results/<device>")
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument(
+        "--rivals", type=lambda text: text.split(","), default=list(RIVALS) if has_gpu else [], metavar="NAME,...",
+        help=f"losses without a draw, of {', '.join(RIVALS)}; all on a GPU, none on a CPU",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.rivals if name not in RIVALS]:
+        parser.error(f"--rivals has {unknown[0]!r}: give some of {', '.join(RIVALS)}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    has_gpu = torch.cuda.is_available()
     command = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", *(GPU_TESTS if has_gpu else TESTS))
     if subprocess.run(command).returncode != 0:
         print(f"red tests, so no numbers: {shlex.join(command)}")
@@ -59,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.output or RESULTS / device_folder(device_name())
     folder.mkdir(parents=True, exist_ok=True)
     context = describe_environment(
-        device_name(), ("torch", "triton"), ["python", "-m", "benchmarks.masked_lm", *arguments]
+        device_name(),
+        ("torch", "triton", "liger-kernel", "cut-cross-entropy"),
+        ["python", "-m", "benchmarks.masked_lm", *arguments],
     )
     for size in options.sizes or (GPU_SIZES if has_gpu else CPU_SIZES):
-        row = context | {"threads": torch.get_num_threads()} | compare(*size, options.repeats)
+        row = context | {"threads": torch.get_num_threads()} | compare(*size, options.repeats, options.rivals)
         with (folder / "masked_lm.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(describe(row), flush=True)
@@ -74,22 +90,29 @@ def read_sizes(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(part) for part in size.split("x")) for size in text.split(","))
 
 
-def compare(num_rows: int, num_ids: int, width: int, repeats: int) -> dict[str, Any]:
-    """Both in turn, forward and backward: median milliseconds, and the peak of memory beyond what was there."""
+def compare(num_rows: int, num_ids: int, width: int, repeats: int, rivals: Sequence[str] = ()) -> dict[str, Any]:
+    """All in turn, forward and backward: median milliseconds, and the peak of memory beyond what was there."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with AllocatedBytes(device) as allocated:  # which counts nothing older than itself
-        calls = make_calls(num_rows, num_ids, width, dtype, device)
-        peaks = {}
-        losses = {}
-        for name, call in calls.items():
-            losses[name] = float(call())
-            allocated.mark()
-            call()
-            peaks[name] = allocated.peak() - gradient_bytes(num_rows, num_ids, width, dtype)
-    assert abs(losses["fused"] - losses["unfused"]) <= 1e-2 * losses["unfused"], losses
-    row: dict[str, Any] = {f"{name}_extra_bytes": peak for name, peak in peaks.items()}
-    row |= {"num_rows": num_rows, "num_ids": num_ids, "width": width, "dtype": str(dtype)}
+        calls = make_calls(num_rows, num_ids, width, dtype, device, rivals)
+        row: dict[str, Any] = {"num_rows": num_rows, "num_ids": num_ids, "width": width, "dtype": str(dtype)}
+        unfused = float(calls["unfused"]())
+        for name, call in list(calls.items()):
+            try:
+                loss = float(call())
+                if not abs(loss - unfused) <= SAME_LOSS * unfused:
+                    raise ArithmeticError(f"its loss is {loss}, unfused {unfused}")
+                allocated.mark()
+                call()
+            # The one place for any Exception: whatever a rival raises is a result about that rival.
+            except Exception as error:
+                if name not in rivals:
+                    raise
+                row[f"{name}_error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]
+                del calls[name]
+                continue
+            row[f"{name}_extra_bytes"] = allocated.peak() - gradient_bytes(num_rows, num_ids, width, dtype)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
@@ -102,8 +125,10 @@ def compare(num_rows: int, num_ids: int, width: int, repeats: int) -> dict[str, 
     return row | {f"{name}_milliseconds": statistics.median(values) for name, values in times.items()}
 
 
-def make_calls(num_rows: int, num_ids: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Call]:
-    """Forward and backward of each, on the same tensors; a call returns the loss."""
+def make_calls(
+    num_rows: int, num_ids: int, width: int, dtype: torch.dtype, device: torch.device, rivals: Sequence[str] = ()
+) -> dict[str, Call]:
+    """Forward and backward of each, on the same tensors; a call returns the loss. By name, rivals as in RIVALS."""
     torch.manual_seed(0)
     leaves = [
         x.to(device, dtype).requires_grad_()
@@ -126,7 +151,16 @@ def make_calls(num_rows: int, num_ids: int, width: int, dtype: torch.dtype, devi
         torch.autograd.grad(loss, leaves)
         return loss.detach()
 
-    return {"fused": fused, "unfused": unfused}
+    def alone(rival: Rival) -> Tensor:
+        if rival.version() is None:
+            raise ModuleNotFoundError(f"{rival.package} is not installed")
+        if rival.needs_gpu and device.type != "cuda":
+            raise RuntimeError("it needs a GPU")
+        loss = rival.loss(*leaves, labels)
+        torch.autograd.grad(loss, leaves, allow_unused=True)  # cut cross-entropy has no bias
+        return loss.detach()
+
+    return {"fused": fused, "unfused": unfused} | {name: partial(alone, RIVALS[name]) for name in rivals}
 
 
 def draw_from_all_logits(logits: Tensor, draw: Draw) -> Tensor:
@@ -152,13 +186,26 @@ def synchronize(device: torch.device) -> None:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """A row in one line."""
+    """A row in a line, one for each rival, and whether the fastest of them is beaten."""
     ours, theirs = row["fused_milliseconds"], row["unfused_milliseconds"]
     extra = ", ".join(f"{name} {row[f'{name}_extra_bytes'] / 1e6:.0f} MB" for name in ("fused", "unfused"))
-    return (
+    lines = [
         f"{row['num_rows']} rows, {row['num_ids']} ids, width {row['width']}: fused {ours:.1f} ms, unfused "
         f"{theirs:.1f} ms, {theirs / ours:.2f}x; extra memory {extra}"
-    )
+    ]
+    timed = {}
+    for name, rival in RIVALS.items():
+        if f"{name}_error" in row:
+            lines.append(f"  {rival.label}: {row[f'{name}_error']}")
+        elif f"{name}_milliseconds" in row:
+            timed[rival.label] = row[f"{name}_milliseconds"]
+            memory = row[f"{name}_extra_bytes"] / 1e6
+            lines.append(f"  {rival.label}, the loss alone: {timed[rival.label]:.1f} ms, {memory:.0f} MB")
+    if timed:
+        best = min(timed, key=lambda label: timed[label])
+        said = "held" if ours <= timed[best] else "missed"
+        lines.append(f"  {said}: fastest loss alone over loss and draw {timed[best] / ours:.2f} ({best}), goal 1.00")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import masked_lm
+from benchmarks.masked_lm_rivals import RIVALS, Rival, eager_loss
 from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.masked_lm_loss import Draw
 
@@ -29,6 +30,32 @@ def test_a_row_has_times_and_memory_of_both(
     assert all(row[f"{name}_milliseconds"] > 0 for row in rows for name in ("fused", "unfused"))
     assert rows[0]["unfused_extra_bytes"] > 40 * 3000 * 8  # the rival's draw is in float64
     assert "40 rows, 3000 ids, width 8: fused " in capsys.readouterr().out
+
+
+def test_rivals_have_a_number_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=0))
+    wrong = Rival("half", lambda *inputs: eager_loss(*inputs) / 2)
+    monkeypatch.setitem(RIVALS, "compiled", wrong)
+    arguments = ["--sizes", "40x300x8", "--repeats", "3", "--rivals", ",".join(RIVALS), "--output", str(tmp_path)]
+    assert masked_lm.main(arguments) == 0
+    row = json.loads((tmp_path / "masked_lm.jsonl").read_text())
+    assert row["eager_milliseconds"] > 0 and row["eager_extra_bytes"] > 40 * 300 * 4
+    assert row["compiled_error"].startswith("ArithmeticError: its loss is ") and "compiled_milliseconds" not in row
+    for name, rival in RIVALS.items():
+        if rival.needs_gpu and not torch.cuda.is_available():
+            assert row[f"{name}_error"].endswith("it needs a GPU" if rival.version() else "is not installed")
+    assert "torch_milliseconds" in row or not hasattr(torch.nn.functional, "linear_cross_entropy")
+    said = capsys.readouterr().out
+    assert "  eager, the loss alone: " in said and ": fastest loss alone over loss and draw " in said
+    assert "  half: ArithmeticError" in said
+
+
+def test_an_unknown_rival_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        masked_lm.main(["--rivals", "ligger"])
+    assert "--rivals has 'ligger': give some of eager, compiled, torch, liger, cut" in capsys.readouterr().err
 
 
 def test_the_rivals_draw_follows_the_softmax() -> None:

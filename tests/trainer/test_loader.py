@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.interrupt import STOP_SIGNALS
-from disentangled.trainer.loader import BatchLoader, DataError, Slicing
+from disentangled.trainer.loader import BatchLoader, DataError, Slicing, one_ahead
 from disentangled.trainer.sections import BatchSection
 from tests.trainer.tiny_run import build_parts, tiny_config
 
@@ -77,6 +79,24 @@ def test_error_of_a_worker_is_one_line(builder: BatchBuilder, num_workers: int, 
     with pytest.raises(DataError, match="shard-a") as raised:
         next(steps)
     assert str(raised.value) == str(error)
+
+
+def test_a_batch_is_taken_over_while_the_one_before_is_used() -> None:
+    taken = [threading.Event() for _ in range(3)]
+
+    def items() -> Iterator[threading.Event]:
+        for each in taken:
+            each.set()
+            yield each
+
+    threads = threading.active_count()
+    used = one_ahead(items())  # type: ignore[arg-type]
+    assert next(used) is taken[0]
+    assert taken[1].wait(timeout=30) and not taken[2].is_set()
+    assert next(used) is taken[1]
+    assert taken[2].wait(timeout=30)
+    used.close()
+    assert threading.active_count() == threads
 
 
 def test_closing_ends_the_workers(builder: BatchBuilder) -> None:
