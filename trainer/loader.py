@@ -9,9 +9,10 @@ Not here: what is in a batch (batch.py).
 """
 
 import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +26,8 @@ from disentangled.trainer.skipped_samples import Skip, num_skipped_before
 
 # Micro-batches that a worker is ahead by: one to be fetched and one being built.
 PREFETCH = 2
+# That closing waits for a batch which is being taken over, so that its workers end with it.
+SECONDS_TO_END = 5.0
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ class BatchLoader:
             pin_memory=self._pin_memory,
             worker_init_fn=_ignore_stop_signals,
         )
-        made = iter(loader)  # forks, which only the main thread may do
         step, batches = first, []
-        for batch in one_ahead(made) if self._num_workers else made:
+        # iter forks, which is for the main thread; and no name may keep it, or an error's traceback keeps the workers
+        for batch in one_ahead(iter(loader)) if self._num_workers else loader:
             if isinstance(batch, DataError):
                 raise batch
             batches.append(batch)
@@ -104,11 +107,28 @@ class BatchLoader:
 
 def one_ahead(items: Iterator[MaskedBatch | DataError]) -> Generator[MaskedBatch | DataError, None, None]:
     """The items, each taken by a thread while the one before is used."""
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(next, items, None)
-        while (item := ahead.result()) is not None:
-            ahead = thread.submit(next, items, None)
+    asked: SimpleQueue[bool] = SimpleQueue()
+    taken: SimpleQueue[MaskedBatch | DataError | Exception | None] = SimpleQueue()
+
+    def take() -> None:
+        while asked.get():
+            try:
+                taken.put(next(items, None))
+            except Exception as error:  # whatever it is, it is the caller's
+                taken.put(error)
+
+    thread = threading.Thread(target=take, daemon=True)  # so that one that waits for ever ends with the process
+    thread.start()
+    try:
+        asked.put(True)
+        while (item := taken.get()) is not None:
+            if isinstance(item, Exception) and not isinstance(item, DataError):
+                raise item
+            asked.put(True)
             yield item
+    finally:
+        asked.put(False)
+        thread.join(SECONDS_TO_END)
 
 
 def _ignore_stop_signals(worker: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from disentangled.trainer import loader as loader_module
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing, one_ahead
@@ -89,14 +90,39 @@ def test_a_batch_is_taken_over_while_the_one_before_is_used() -> None:
             each.set()
             yield each
 
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     used = one_ahead(items())  # type: ignore[arg-type]
     assert next(used) is taken[0]
     assert taken[1].wait(timeout=30) and not taken[2].is_set()
     assert next(used) is taken[1]
     assert taken[2].wait(timeout=30)
     used.close()
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
+
+
+def test_closing_does_not_wait_for_ever_for_a_batch_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "SECONDS_TO_END", 0.1)
+    never = threading.Event()
+
+    def items() -> Iterator[object]:
+        yield object()
+        never.wait()
+
+    used = one_ahead(items())  # type: ignore[arg-type]
+    next(used)
+    used.close()
+    never.set()
+
+
+def test_an_error_of_the_taking_is_raised_where_the_batch_is_used() -> None:
+    def items() -> Iterator[object]:
+        yield object()
+        raise RuntimeError("DataLoader worker (pid 1) is killed")
+
+    used = one_ahead(items())  # type: ignore[arg-type]
+    next(used)
+    with pytest.raises(RuntimeError, match="is killed"):
+        next(used)
 
 
 def test_closing_ends_the_workers(builder: BatchBuilder) -> None:
