@@ -26,8 +26,6 @@ from disentangled.trainer.skipped_samples import Skip, num_skipped_before
 
 # Micro-batches that a worker is ahead by: one to be fetched and one being built.
 PREFETCH = 2
-# That closing waits for a batch which is being taken over, so that its workers end with it.
-SECONDS_TO_END = 5.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,10 @@ class BatchLoader:
 
 
 def one_ahead(items: Iterator[MaskedBatch | DataError]) -> Generator[MaskedBatch | DataError, None, None]:
-    """The items, each taken by a thread while the one before is used."""
+    """The items, each taken by a thread while the one before is used; closing waits for the one being taken.
+
+    Left behind, the thread would hold the workers, which nobody then tells to end, and the process would wait for them.
+    """
     asked: SimpleQueue[bool] = SimpleQueue()
     taken: SimpleQueue[MaskedBatch | DataError | Exception | None] = SimpleQueue()
 
@@ -117,7 +118,7 @@ def one_ahead(items: Iterator[MaskedBatch | DataError]) -> Generator[MaskedBatch
             except Exception as error:  # whatever it is, it is the caller's
                 taken.put(error)
 
-    thread = threading.Thread(target=take, daemon=True)  # so that one that waits for ever ends with the process
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
     try:
         asked.put(True)
@@ -128,7 +129,7 @@ def one_ahead(items: Iterator[MaskedBatch | DataError]) -> Generator[MaskedBatch
             yield item
     finally:
         asked.put(False)
-        thread.join(SECONDS_TO_END)
+        thread.join()
 
 
 def _ignore_stop_signals(worker: int) -> None:

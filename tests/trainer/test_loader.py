@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from disentangled.trainer import loader as loader_module
 from disentangled.trainer.batch import BatchBuilder, MaskedBatch
 from disentangled.trainer.interrupt import STOP_SIGNALS
 from disentangled.trainer.loader import BatchLoader, DataError, Slicing, one_ahead
@@ -100,18 +99,22 @@ def test_a_batch_is_taken_over_while_the_one_before_is_used() -> None:
     assert set(threading.enumerate()) <= threads
 
 
-def test_closing_does_not_wait_for_ever_for_a_batch_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "SECONDS_TO_END", 0.1)
-    never = threading.Event()
+def test_closing_waits_for_the_batch_being_taken_over() -> None:
+    arrives = threading.Event()
 
     def items() -> Iterator[object]:
         yield object()
-        never.wait()
+        arrives.wait()
 
+    threads = set(threading.enumerate())
     used = one_ahead(items())  # type: ignore[arg-type]
     next(used)
+    timer = threading.Timer(0.3, arrives.set)
+    timer.start()
     used.close()
-    never.set()
+    assert arrives.is_set()
+    timer.join()
+    assert set(threading.enumerate()) <= threads
 
 
 def test_an_error_of_the_taking_is_raised_where_the_batch_is_used() -> None:
