@@ -15,9 +15,7 @@ import copy
 import functools
 import itertools
 import json
-import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,9 +32,10 @@ from benchmarks.drop_in_batches import CASES, SEED, UNITS, Batch, make_batches, 
 from benchmarks.drop_in_variants import VARIANTS
 from benchmarks.environment import describe_environment, device_name
 from benchmarks.ops import DTYPES, LONGEST_ERROR, RESULTS, device_folder, names
+from benchmarks.tests_first import own_tests_pass
 from tests.numerics import assert_no_worse_than_eager
 
-TEST_COMMAND = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "tests/finetune/test_accelerate.py")
+TESTS = ("-m", "not slow", "tests/finetune/test_accelerate.py")
 PACKAGES = ("torch", "triton", "transformers", "disentangled-flash", "flashdeberta")
 SIZES = {  # hidden width, layers, heads, vocabulary; feed-forward is four times the width
     "tiny": (64, 2, 2, 100),
@@ -54,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
-    if subprocess.run(TEST_COMMAND).returncode != 0:
-        print(f"red tests, so no numbers: {shlex.join(TEST_COMMAND)}")
+    if not own_tests_pass(*TESTS):
         return 1
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"

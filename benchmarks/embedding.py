@@ -12,9 +12,7 @@ Tested by: tests/benchmarks/test_embedding.py. What follows from it: docs/decisi
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +30,7 @@ from benchmarks.step import describe_sizes
 from benchmarks.step_problem import SEED, StepProblem, load_sizes, make_problem
 from benchmarks.step_rounds import WARM_UP, time_step
 from benchmarks.step_variants import OurStep, make_weights
+from benchmarks.tests_first import own_tests_pass
 from disentangled.kernels import keep_mask_op  # noqa: F401, defines dropout's operator for compiled code
 from disentangled.model.embeddings import Embeddings
 from disentangled.model.noise import discriminator_noise
@@ -56,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: benchmarks/results/<device>")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
-    command = (sys.executable, "-m", "pytest", "-q", "-x", TEST)
-    if subprocess.run(command).returncode != 0:
-        print(f"red tests, so no numbers: {shlex.join(command)}")
+    if not own_tests_pass(TEST):
         return 1
     folder = options.output or RESULTS / (device_folder(device_name()) if on_gpu else results_folder_name())
     folder.mkdir(parents=True, exist_ok=True)

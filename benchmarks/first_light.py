@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe_environment, device_name
+from benchmarks.tests_first import pytest_command
 from disentangled.trainer.metric_log import read_rows
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers")
@@ -53,7 +54,7 @@ def run_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def run_gpu_tests() -> dict[str, Any]:
     """The tests marked requires_gpu; without a GPU they skip themselves."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "requires_gpu", "tests"]
+    command = pytest_command("-m", "requires_gpu", "tests")
     return {"command": shlex.join(command), "exit_code": subprocess.run(command).returncode}
 
 

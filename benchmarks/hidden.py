@@ -12,8 +12,6 @@ Tested by: tests/benchmarks/test_hidden.py. Figures: kernels/hidden_dropout/READ
 import argparse
 import dataclasses
 import json
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from benchmarks.launches import Launch, caught
 from benchmarks.measure import milliseconds
 from benchmarks.ops import device_folder
 from benchmarks.resources import CAPABILITIES, resources_of
+from benchmarks.tests_first import own_tests_pass
 from disentangled.kernels.hidden_dropout import dropout, fused
 from disentangled.kernels.residual_norm import fused as norm_kernels
 from disentangled.kernels.residual_norm import residual_norm
@@ -157,9 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(row), flush=True)
             rows.append(row)
         return int(any(row["spill_bytes"] for row in rows))
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
-    if subprocess.run(tests).returncode != 0:
-        print(f"red tests, so no numbers: {shlex.join(tests)}")
+    if not own_tests_pass(*TESTS):
         return 1
     command = ["python", "-m", "benchmarks.hidden", *(sys.argv[1:] if arguments is None else arguments)]
     head = describe_environment(device_name(), ("torch", "triton"), command)

@@ -13,9 +13,7 @@ Tested by: tests/benchmarks/test_masked_lm.py.
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +28,7 @@ from torch import Tensor
 from benchmarks.environment import describe_environment, device_name
 from benchmarks.masked_lm_rivals import RIVALS, Rival
 from benchmarks.ops import device_folder
+from benchmarks.tests_first import own_tests_pass
 from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.masked_lm_loss import Draw, masked_lm_loss
 from disentangled.trainer.allocated_bytes import AllocatedBytes
@@ -66,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--rivals has {unknown[0]!r}: give some of {', '.join(RIVALS)}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    command = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", *(GPU_TESTS if has_gpu else TESTS))
-    if subprocess.run(command).returncode != 0:
-        print(f"red tests, so no numbers: {shlex.join(command)}")
+    if not own_tests_pass("-m", "not slow", *(GPU_TESTS if has_gpu else TESTS)):
         return 1
     folder = options.output or RESULTS / device_folder(device_name())
     folder.mkdir(parents=True, exist_ok=True)

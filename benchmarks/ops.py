@@ -15,9 +15,7 @@ import functools
 import gc
 import itertools
 import json
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +43,9 @@ from benchmarks.measure import PASSES, measure
 from benchmarks.picture import draw_picture
 from benchmarks.report import read_rows, table_lines
 from benchmarks.rivals import CPU_DEFAULT, GPU_DEFAULT, IMPLEMENTATIONS, OURS
+from benchmarks.tests_first import own_tests_pass
 
-TEST_COMMAND = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "requires_gpu", "tests/kernels")
+TESTS = ("-m", "requires_gpu", "tests/kernels")
 PACKAGES = ("torch", "triton", "transformers", "disentangled-flash", "flashdeberta")
 # The lengths with a goal first, then those that show the trend.
 LENGTHS = (512, 4096, 1024, 2048, 8192, 256, 128)
@@ -71,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(read_rows(options.picture_only), options.picture_only.with_suffix(".png"))
         return 0
     deadline = time.monotonic() + 60 * options.minutes
-    if not tests_pass(60 * options.minutes):
-        print(f"red tests, so no numbers: {shlex.join(TEST_COMMAND)}")
+    if not own_tests_pass(*TESTS, seconds=60 * options.minutes):
         return 1
     folder = options.output or RESULTS / device_folder(device_name())
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,14 +130,6 @@ def names(known: Sequence[str] | dict[str, Any]) -> Callable[[str], tuple[str, .
         return chosen
 
     return read
-
-
-def tests_pass(limit_seconds: float) -> bool:
-    """The attention op's tests that need a GPU; without one they skip themselves. Too slow is red."""
-    try:
-        return subprocess.run(TEST_COMMAND, timeout=limit_seconds).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
 
 
 def device_folder(name: str) -> str:

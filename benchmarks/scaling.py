@@ -31,9 +31,11 @@ from scipy.optimize import nnls
 from benchmarks.data.environment import processor_name, results_folder_name
 from benchmarks.environment import describe_environment, device_name
 from benchmarks.ops import device_folder
+from benchmarks.step import TESTS
 from benchmarks.step_problem import VOCABULARY, load_sizes, make_problem
 from benchmarks.step_rounds import WARM_UP, time_step
 from benchmarks.step_variants import OurStep, make_weights
+from benchmarks.tests_first import own_tests_pass
 from disentangled.model.flops import FORWARD_AND_BACKWARD, step_flops
 from disentangled.trainer.distributed import leave_ranks
 from disentangled.trainer.run_config import RunConfig, load_run_config
@@ -185,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to change")
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
+    if not own_tests_pass("-m", "not slow", *TESTS):
+        return 1
     on_gpu = torch.cuda.is_available()
     folder = options.output or RESULTS / (device_folder(device_name()) if on_gpu else results_folder_name())
     folder.mkdir(parents=True, exist_ok=True)

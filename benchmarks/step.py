@@ -14,9 +14,7 @@ Not here: waiting for data. Batches are built before; how long ours takes for on
 import argparse
 import gc
 import json
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -44,6 +42,7 @@ from benchmarks.step_report import draw_picture, read_rows, table_lines
 from benchmarks.step_rivals import RivalStep, Way
 from benchmarks.step_rounds import Contestant, check_answer, time_contestants
 from benchmarks.step_variants import VARIANTS, exact_answer, make_weights, rival_answer
+from benchmarks.tests_first import own_tests_pass
 from disentangled.model.flops import FORWARD_AND_BACKWARD, encoder_flops, step_flops
 from disentangled.trainer.device_peaks import peak_of_device
 from disentangled.trainer.distributed import leave_ranks
@@ -66,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(read_rows(options.picture_only), options.picture_only.with_suffix(".png"))
         return 0
     deadline = time.monotonic() + 60 * options.minutes
-    command = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", *TESTS)
-    if subprocess.run(command).returncode != 0:
-        print(f"red tests, so no numbers: {shlex.join(command)}")
+    if not own_tests_pass("-m", "not slow", *TESTS):
         return 1
     on_gpu = torch.cuda.is_available()
     folder = options.output or RESULTS / (device_folder(device_name()) if on_gpu else results_folder_name())

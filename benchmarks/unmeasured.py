@@ -1,6 +1,6 @@
 """Whatever has no results on this GPU yet, in one command: `python -m benchmarks.unmeasured --shards DIR`.
 
-What: the programs below, those that have never run first and the newest of them before the others, each with what is
+What: the programs below, the tests that need a GPU first of all, then the newest before the others, each with what is
 left of `--minutes`; a program whose results of this device are there is passed over (`--again` runs it too). Each runs
 its own tests before it times anything and appends its rows to `--output`. At the end a line for each says what came of
 it; the exit code is 0 where all that was begun ended well. Without a GPU nothing runs: the lines say what is missing.
@@ -34,12 +34,12 @@ class Program:
 
 
 PROGRAMS = (
+    Program("first_light", "first_light.jsonl", ("--shards", "{shards}", "--output", "{output}/first_light.jsonl")),
     Program("hidden", "hidden.jsonl", ("--output", "{output}")),
     Program("scaling", "scaling.jsonl", ("--output", "{output}")),
     Program("step", "step.jsonl", ("--output", "{output}", "--minutes", "{minutes}")),
     Program("embedding", "embedding.jsonl", ("--output", "{output}")),
     Program("masked_lm", "masked_lm.jsonl", ("--output", "{output}")),
-    Program("first_light", "first_light.jsonl", ("--shards", "{shards}", "--output", "{output}/first_light.jsonl")),
     Program("drop_in", "drop_in.jsonl", ("--output", "{output}")),
     Program("ops", "ops.jsonl", ("--output", "{output}", "--minutes", "{minutes}")),
 )

@@ -194,7 +194,7 @@ def dropout(
     """
     if drop_threshold(probability) == 0:
         return x
-    if not 0 <= site < MAX_SITES:
+    if not 0 <= int(site) < MAX_SITES:
         raise ValueError(f"dropout site {site} is outside 0..{MAX_SITES - 1}: number the dropouts of one layer from 0")
     rows_shape = x.shape[:-1]
     sample, token = (

@@ -7,6 +7,7 @@ see it.
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from tests.launching import run_command
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _give_back_gpu_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that several processes of tests fit on one GPU."""
+    yield
+    if request.node.get_closest_marker("requires_gpu") is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ readers.py, maskers.py, integrity.py), goals (goals.py). Tested by: tests/benchm
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,8 +33,8 @@ from benchmarks.data.report import read_rows, report_lines, write_report
 from benchmarks.data.rounds import Row
 from benchmarks.data.start import measure_start
 from benchmarks.data.text import Text, make_text
+from benchmarks.tests_first import own_tests_pass
 
-TEST_COMMAND = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", *our_data.TESTS)
 RESULTS = Path(__file__).parents[1] / "results"
 PARTS = ("prepare", "gather", "mask", "pack", "batches", "start", "order", "integrity")
 MEGABYTE = 1_000_000
@@ -49,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report_only is not None:
         report(read_rows(options.report_only), options.report_only.parent)
         return 0
-    if subprocess.run(TEST_COMMAND).returncode:
-        print(f"red tests, so no numbers: {shlex.join(TEST_COMMAND)}")
+    if not own_tests_pass("-m", "not slow", *our_data.TESTS):
         return 1
     # one thread everywhere: what is compared is work per core
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

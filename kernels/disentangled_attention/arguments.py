@@ -131,7 +131,7 @@ def check_dropout(dropout: AttentionDropout, num_documents: int, num_heads: int,
     if not 0 <= dropout.seed < 1 << 64:
         raise ValueError(f"dropout.seed is {dropout.seed}: give a number of 64 bits, 0..2^64-1")
     for name, number in (("stream", dropout.stream), ("layer", dropout.layer)):
-        if not 0 <= number < 1 << 8:
+        if not 0 <= int(number) < 1 << 8:  # torch 2.11 compiles no comparison of an enum
             raise ValueError(
                 f"dropout.{name} is {int(number)}: give one of 0..255, dropout's counter has 8 bits for it"
             )

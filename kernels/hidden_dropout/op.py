@@ -69,7 +69,7 @@ def dropout(
 def check_keys(stream: int, layer: int, site: int) -> None:
     """Raise ValueError for numbers that the counter has no room for."""
     for name, value, most in (("site", site, MAX_SITES), ("stream", stream, 1 << 8), ("layer", layer, 1 << 8)):
-        if not 0 <= value < most:
+        if not 0 <= int(value) < most:  # torch 2.11 compiles no comparison of an enum
             raise ValueError(f"dropout {name} {int(value)} is outside 0..{most - 1}: the counter has 8 bits for it")
 
 

@@ -27,6 +27,7 @@ from benchmarks.data.picture import draw_picture
 from benchmarks.data.prepare import run_once
 from benchmarks.data.readers import cut_pieces, cut_windows
 from benchmarks.data.text import Text, make_text, read_documents, read_json_lines
+from tests.benchmarks.own_tests import end_own_tests
 
 PEERS = ("datasets", "litdata", "streaming", "datatrove", "transformers")
 TEXT_BYTES = 150_000
@@ -60,7 +61,7 @@ def run(folder: Path, *arguments: str, tests_exit_code: int = 0) -> Run:
     """The command in this process, with tests that do nothing and peers that are surely missing."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(command, "TEST_COMMAND", (sys.executable, "-c", f"raise SystemExit({tests_exit_code})"))
+        end_own_tests(patch, code=tests_exit_code)
         patch.setattr(rounds, "SAMPLE_SECONDS", 0.001)
         for name in PEERS:
             patch.setitem(sys.modules, name, None)

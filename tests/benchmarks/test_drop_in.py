@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from benchmarks import drop_in
 from benchmarks.drop_in_batches import FEWEST_TOKENS, make_batches, text_lengths
 from benchmarks.drop_in_variants import VARIANTS, Variant
 from disentangled.finetune.fused_encoder import FusedEncoder
+from tests.benchmarks.own_tests import end_own_tests
 
 SMALL = ["--size", "tiny", "--tokens", "40", "--rows", "3", "--batches", "2", "--rounds", "2"]
 
@@ -29,11 +29,9 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the command without its tests, which are in this suite; gives the exit code and the rows."""
-    tests = SimpleNamespace(returncode=0)
-    monkeypatch.setattr(drop_in.subprocess, "run", lambda command: tests)
 
     def call(*arguments: str, red: bool = False) -> tuple[int, list[dict]]:
-        tests.returncode = int(red)
+        end_own_tests(monkeypatch, code=int(red))
         code = drop_in.main([*SMALL, "--text", str(text), "--output", str(tmp_path / "results"), *arguments])
         path = tmp_path / "results" / "drop_in.jsonl"
         return code, [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import embedding
 from benchmarks.embedding import moved_bytes
+from tests.benchmarks.own_tests import end_own_tests
 
 
 class Slow:
@@ -25,13 +25,11 @@ class Slow:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs the command at a small size; the tests, the step and the compiler are stood in for."""
-    tests = SimpleNamespace(returncode=0)
-    monkeypatch.setattr(embedding.subprocess, "run", lambda command: tests)
     monkeypatch.setattr(embedding, "OurStep", Slow)
     monkeypatch.setattr(embedding.torch, "compile", lambda function, dynamic: function)
 
     def call(red: bool = False) -> int:
-        tests.returncode = int(red)
+        end_own_tests(monkeypatch, code=int(red))
         sizes = ["model.vocab_size=300", "model.hidden_size=32", "batch.micro_sequences=2", "data.sequence_length=16"]
         return embedding.main(["--rounds", "2", "--output", str(tmp_path), *sizes, "model.hidden_dropout_prob=0.1"])
 

@@ -1,9 +1,7 @@
 """The benchmark of the masked language modelling loss at a small size, and the speed that is promised on a CPU."""
 
 import json
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +10,11 @@ from benchmarks import masked_lm
 from benchmarks.masked_lm_rivals import RIVALS, Rival, eager_loss
 from disentangled.kernels.counter_rng import Stream
 from disentangled.kernels.masked_lm_loss import Draw
+from tests.benchmarks.own_tests import end_own_tests
 
 
 def test_a_red_test_leaves_no_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
+    end_own_tests(monkeypatch, code=1)
     assert masked_lm.main(["--sizes", "5x300x8", "--output", str(tmp_path)]) == 1
     assert not list(tmp_path.iterdir())
 
@@ -23,7 +22,7 @@ def test_a_red_test_leaves_no_number(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_row_has_times_and_memory_of_both(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=0))
+    end_own_tests(monkeypatch, code=0)
     assert masked_lm.main(["--sizes", "40x3000x8,5x300x8", "--repeats", "3", "--output", str(tmp_path)]) == 0
     rows = [json.loads(line) for line in (tmp_path / "masked_lm.jsonl").read_text().splitlines()]
     assert [row["num_ids"] for row in rows] == [3000, 300]
@@ -35,7 +34,7 @@ def test_a_row_has_times_and_memory_of_both(
 def test_rivals_have_a_number_or_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=0))
+    end_own_tests(monkeypatch, code=0)
     wrong = Rival("half", lambda *inputs: eager_loss(*inputs) / 2)
     monkeypatch.setitem(RIVALS, "compiled", wrong)
     arguments = ["--sizes", "40x300x8", "--repeats", "3", "--rivals", ",".join(RIVALS), "--output", str(tmp_path)]

@@ -27,6 +27,7 @@ from benchmarks.attention_problem import (
 )
 from benchmarks.measure import PASSES
 from benchmarks.rivals import IMPLEMENTATIONS, Implementation, Prepared
+from tests.benchmarks.own_tests import end_own_tests
 
 SMALL = (
     "--lengths", "128,32", "--tokens", "256", "--heads", "2", "--dtypes", "fp32",
@@ -55,7 +56,7 @@ def run(folder: Path, *arguments: str, tests_exit_code: int = 0) -> Run:
     """The command in this process, with tests that do nothing and a library that is surely missing."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(ops, "TEST_COMMAND", (sys.executable, "-c", f"raise SystemExit({tests_exit_code})"))
+        end_own_tests(patch, code=tests_exit_code)
         patch.setattr(measure, "SAMPLE_MILLISECONDS", 1)
         patch.setitem(sys.modules, "flashdeberta", None)
         code = ops.main([*arguments, "--output", str(folder)])

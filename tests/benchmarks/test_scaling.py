@@ -8,6 +8,7 @@ from benchmarks import scaling
 from benchmarks.scaling import CHANGES, Size, change_sizes, count_costs, fit, held_out_errors, main, predict
 from disentangled.model.flops import step_flops
 from disentangled.trainer.run_config import load_run_config
+from tests.benchmarks.own_tests import end_own_tests
 from tests.trainer.tiny_run import SMALLEST
 
 COSTS = (2e-11, 5e-11, 3e-9, 0.01)
@@ -55,6 +56,7 @@ def test_every_change_is_a_recipe_that_can_be_run() -> None:
 def test_command_measures_fits_and_tells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    end_own_tests(monkeypatch, code=0)
     monkeypatch.setattr(scaling, "CHANGES", CHANGES[:6])
     small = [key for key in SMALLEST if not key.startswith(("schedule", "batch.global"))]
     words = ["--recipe", "tiny", "--rounds", "1", "--output", str(tmp_path), "model.vocab_size=300", *small]
@@ -64,3 +66,9 @@ def test_command_measures_fits_and_tells(
     assert rows[5]["counts"]["vocabulary, operations"] == 4 * rows[0]["counts"]["vocabulary, operations"]
     printed = capsys.readouterr().out
     assert "Error on sizes not fitted: median" in printed and "| base | 4,194,304 |" in printed
+
+
+def test_red_tests_give_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_own_tests(monkeypatch, code=1)
+    assert main(["--output", str(tmp_path)]) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from benchmarks.step_rivals import RivalStep, Way
 from benchmarks.step_rounds import Contestant, check_answer, time_contestants
 from benchmarks.step_variants import DELTA, VARIANTS, OurStep, exact_answer, make_weights, our_answer, rival_answer
 from disentangled.trainer.distributed import leave_ranks
+from tests.benchmarks.own_tests import end_own_tests
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -47,12 +47,10 @@ def problem() -> StepProblem:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the command without its tests, which are in this suite; gives the exit code and the rows."""
-    tests = SimpleNamespace(returncode=0)
-    monkeypatch.setattr(command.subprocess, "run", lambda command: tests)
     monkeypatch.setattr(command, "leave_ranks", lambda: None)  # the module's tests share one
 
     def call(*arguments: str, red: bool = False) -> tuple[int, list[dict[str, Any]]]:
-        tests.returncode = int(red)
+        end_own_tests(monkeypatch, code=int(red))
         code = command.main(["--output", str(tmp_path), "--rounds", "2", "--threads", "1", *arguments, *SMALL])
         path = tmp_path / "step.jsonl"
         return code, [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
