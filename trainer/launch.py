@@ -141,13 +141,18 @@ def wait_for_run(child: subprocess.Popen[bytes], requests: StopRequests) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
         requests.pass_on()
-    # twice: one that forks and ends while processes are listed is not in the list, and its child is not either
-    while orphans := find_processes(requests.launch_id) or find_processes(requests.launch_id):
+    codes: list[int] = []
+    while True:
+        orphans = find_processes(requests.launch_id)
         while any(is_alive(process) for process in orphans):
             time.sleep(POLL_SECONDS)
             requests.pass_on()
-    adopted = psutil.Process().children()  # those that ended before they could be found are among them
-    codes = [code for code in map(code_of_child, adopted) if code is not None]
+        # one that forked and ended while processes were listed was not found, and its child was not either; but it is
+        # an ended child of ours: while there are such, list again
+        ended = [code for code in map(code_of_child, psutil.Process().children()) if code is not None]
+        codes += ended
+        if not orphans and not ended:
+            break
     return exit_code(child.returncode, codes, bool(requests.received))
 
 

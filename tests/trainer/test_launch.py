@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from disentangled.trainer import launch
@@ -152,20 +153,31 @@ def test_exit_code_of_a_rank_that_outlives_its_launcher_is_found(tmp_path: Path,
         "os._exit(85)\n"
     )
     arguments = [str(script), ends, f"test-{tmp_path.name}"]
-    num_unseen = int(ends == "unseen at first")
-    process = multiprocessing.get_context("fork").Process(target=wait_in_this_process, args=(arguments, num_unseen))
+    unseen = ends == "unseen at first"
+    process = multiprocessing.get_context("fork").Process(target=wait_in_this_process, args=(arguments, unseen))
     process.start()
     process.join(60)
     assert process.exitcode == 85
 
 
-def wait_in_this_process(arguments: list[str], num_unseen: int) -> None:
-    """End with wait_for_run's code; the process takes over signals and orphans, and so many listings find nothing."""
+def wait_in_this_process(arguments: list[str], unseen: bool) -> None:
+    """End with wait_for_run's code; the process takes over signals and orphans.
+
+    Unseen: the first listing finds nothing, as one whose pids are older than the fork, and which reads the command of
+    the process that forked when that has ended.
+    """
     adopt_orphans()
-    find, listings = launch.find_processes, itertools.count()
-    launch.find_processes = lambda launch_id: [] if next(listings) < num_unseen else find(launch_id)
+    if unseen:
+        find, listings = launch.find_processes, itertools.count()
+        launch.find_processes = lambda launch_id: find(launch_id) if next(listings) else find_nothing_until_one_ended()
     child = subprocess.Popen([sys.executable, *arguments])
     sys.exit(wait_for_run(child, StopRequests(arguments[-1])))
+
+
+def find_nothing_until_one_ended() -> list[psutil.Process]:
+    while all(process.status() != psutil.STATUS_ZOMBIE for process in psutil.Process().children()):
+        time.sleep(0.01)
+    return []
 
 
 def test_ranks_are_told_from_launchers(tmp_path: Path) -> None:
