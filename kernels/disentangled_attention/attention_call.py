@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from disentangled.kernels.counter_rng import drop_threshold, keep_scale
@@ -23,6 +22,7 @@ from disentangled.kernels.disentangled_attention.dropout import AttentionDropout
 from disentangled.kernels.disentangled_attention.keep_words import WORD_QUERIES
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 from disentangled.kernels.disentangled_attention.tiles import tile_map_kernel
+from disentangled.kernels.grids import ceil_div, power_of_2_from
 
 NO_LIMIT = 1 << 30
 
@@ -58,7 +58,7 @@ class Call:
         self.device, self.dtype, self.problem = query.device, query.dtype, problem
         self.is_packed = query.dim() == 3
         self.num_heads, self.head_width = query.shape[-2:]
-        self.block_h = max(16, triton.next_power_of_2(self.head_width))
+        self.block_h = max(16, power_of_2_from(self.head_width))
         self.block = self.config(kernel).block
         self.num_all_queries, self.num_all_keys = math.prod(query.shape[:-2]), math.prod(key.shape[:-2])
         self.num_queries, self.num_keys = query.shape[-3], key.shape[-3]
@@ -79,8 +79,8 @@ class Call:
             cu_q = cu_k = None
             self.num_documents = query.shape[0]
             self.longest_q, self.longest_k = self.num_queries, self.num_keys
-            self.query_tiles = self.num_documents * triton.cdiv(self.num_queries, self.block)
-            self.key_tiles = self.num_documents * triton.cdiv(self.num_keys, self.block)
+            self.query_tiles = self.num_documents * ceil_div(self.num_queries, self.block)
+            self.key_tiles = self.num_documents * ceil_div(self.num_keys, self.block)
         self.key_whole: Tensor | None = None  # keys before the first dead one, int32 [B]
         mask, key_stop = problem.key_padding_mask if self.num_keys else None, None
         if mask is not None:
@@ -139,10 +139,10 @@ class Call:
         """
         if self.problem.dropout is None:
             return 0, 0
-        rows = triton.cdiv(self.num_queries, WORD_QUERIES) * self.num_documents
+        rows = ceil_div(self.num_queries, WORD_QUERIES) * self.num_documents
         if self.is_packed:
             rows = self.num_queries // WORD_QUERIES + self.num_documents
-        return rows + 1, triton.cdiv(self.longest_k, self.block) * self.block
+        return rows + 1, ceil_div(self.longest_k, self.block) * self.block
 
     def stored_rows(self, longest: int, last: int, other_last: int) -> tuple[int, int]:
         """Columns of a row of the stored dS, and how many of them come before the row's own tile.
@@ -152,9 +152,9 @@ class Call:
         """
         block = self.block
         if not self.has_far:
-            return triton.cdiv(longest, block) * block + block, 0
-        lead = triton.cdiv(last + block, block) * block
-        return lead + triton.cdiv(other_last + block, block) * block + 2 * block, lead
+            return ceil_div(longest, block) * block + block, 0
+        lead = ceil_div(last + block, block) * block
+        return lead + ceil_div(other_last + block, block) * block + 2 * block, lead
 
     def tile_map(self, cu_seqlens: Tensor, num_tiles: int, block: int) -> Tensor:
         """Document and number there of each tile of packed documents, int32 [num_tiles, 2]."""
@@ -177,7 +177,7 @@ class Call:
             self.table = table
             limits = {name: getattr(table, name) for name in ("last_left", "last_right")}
             limits |= {"num_table_rows": table.num_rows, "table_offset": table.offset}
-            reach = triton.cdiv(longest, self.block) * self.block
+            reach = ceil_div(longest, self.block) * self.block
             # The nearest distance of the farthest tile.
             self.has_far = reach - 2 * self.block + 1 >= min(table.last_left, -table.last_right)
             self.first_row, self.stop_row = 0, table.num_rows  # far tiles read both ends
@@ -188,7 +188,7 @@ class Call:
                 (2, self.num_heads, table.num_rows, self.head_width), dtype=self.dtype, device=self.device
             )
             self.key_table, self.query_table = expanded.unbind()
-            expand_kernel[triton.cdiv(self.stop_row - self.first_row, 64), self.num_heads](
+            expand_kernel[ceil_div(self.stop_row - self.first_row, 64), self.num_heads](
                 rel_key, rel_query, expanded, table.slots,
                 *((0, 0, 0) if rel_key is None else rel_key.stride()),
                 *((0, 0, 0) if rel_query is None else rel_query.stride()),

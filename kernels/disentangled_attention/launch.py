@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from disentangled.kernels.disentangled_attention.attention_call import Call, Problem, strides_of
@@ -21,6 +20,7 @@ from disentangled.kernels.disentangled_attention.forward import forward_kernel
 from disentangled.kernels.disentangled_attention.keep_words import WORD_QUERIES, keep_words_kernel
 from disentangled.kernels.disentangled_attention.shared_memory_limit import watch_loading
 from disentangled.kernels.disentangled_attention.table_gradients import end_gradient_kernel, table_gradient_kernel
+from disentangled.kernels.grids import ceil_div
 
 WORKSPACE_BYTES = 256 << 20
 # Parts of the tokens that a block of distances is summed in: enough programs to fill a GPU with few heads.
@@ -145,7 +145,7 @@ def keep_words(call: Call, rows: int, width: int, first_head: int, num_heads: in
         words = torch.empty((num_heads, rows, width), dtype=torch.int32, device=call.device)
         tiles = rows - 1
         cu_q, cu_k = call.places["cu_q_ptr"], call.places["cu_k_ptr"]
-        keep_words_kernel[tiles, triton.cdiv(width, WORD_KEYS), num_heads](
+        keep_words_kernel[tiles, ceil_div(width, WORD_KEYS), num_heads](
             words, call.tile_map(cu_q, tiles, WORD_QUERIES) if call.is_packed else None, cu_q, cu_k, **call.draw,
             num_queries=call.num_queries, num_keys=call.num_keys, num_rows=rows, width=width, first_head=first_head,
             BLOCK_K=WORD_KEYS, IS_PACKED=call.is_packed, num_warps=1,
@@ -190,7 +190,7 @@ def _table_gradients(
         stored_by_query,
     )
     keys = (call.key, by_key, call.map_k, "cu_k_ptr", call.num_keys, call.num_all_keys, stored_by_key)
-    end_tiles = [triton.cdiv(x, END_ROWS) if call.has_far else 0 for x in (call.num_all_queries, call.num_all_keys)]
+    end_tiles = [ceil_div(x, END_ROWS) if call.has_far else 0 for x in (call.num_all_queries, call.num_all_keys)]
     ends = torch.empty((sum(end_tiles), num_heads, 2, call.head_width), dtype=torch.float32, device=call.device)
     for side, (rows, columns, tiles, sign, gradient) in enumerate(
         ((queries, keys, call.query_tiles, 1, grad_rel_key), (keys, queries, call.key_tiles, -1, grad_rel_query))
@@ -231,7 +231,7 @@ def _distance_blocks(offset: int, first_row: int, stop_row: int, block: int, sig
     A distance's row is offset + sign * distance.
     """
     low, high = sorted((sign * (first_row - offset), sign * (stop_row - 1 - offset)))
-    return range(triton.cdiv(low, block), (high + block - 1) // block + 1)
+    return range(ceil_div(low, block), (high + block - 1) // block + 1)
 
 
 def _rounds(num_heads: int, head_bytes: int) -> Iterator[tuple[int, int]]:

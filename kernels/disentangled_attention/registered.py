@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from disentangled.kernels.counter_rng import signed_seed
+from disentangled.kernels.direct_operator import DirectOperator
 from disentangled.kernels.disentangled_attention.dropout import AttentionDropout
 from disentangled.kernels.disentangled_attention.log_bucket import Positions
 
@@ -63,7 +64,7 @@ def attend(
         is_shared = cu_seqlens_k is cu_seqlens_q
         cu_seqlens_q = cu_seqlens_q.contiguous()
         cu_seqlens_k = cu_seqlens_q if is_shared else cu_seqlens_k.contiguous()
-    out, _ = torch.ops.disentangled.attention_forward(
+    out, _ = direct_forward(
         query, key, value, rel_key, rel_query,
         key_padding_mask, cu_seqlens_q, cu_seqlens_k, sample, first_token,
         positions.position_buckets, positions.max_relative_positions, positions.bucket_rule, scale,
@@ -105,7 +106,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("disentangled::attention_forward", ("cpu", "cuda"))
 def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, rel_key: Tensor | None, rel_query: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -116,6 +116,9 @@ def attention_forward(
         return launch.forward(query, key, value, rel_key, rel_query, _problem(*rest))
 
 
+torch.library.impl("disentangled::attention_forward", ("cpu", "cuda"))(attention_forward)
+
+
 @torch.library.register_fake("disentangled::attention_forward")
 def _(query: Tensor, key: Tensor, value: Tensor, rel_key: Any, rel_query: Any, *rest: Any) -> tuple[Tensor, Tensor]:
     num_queries = math.prod(query.shape[:-2])
@@ -123,7 +126,6 @@ def _(query: Tensor, key: Tensor, value: Tensor, rel_key: Any, rel_query: Any, *
     return torch.empty(query.shape, dtype=query.dtype, device=query.device), lse
 
 
-@torch.library.impl("disentangled::attention_backward", ("cpu", "cuda"))
 def attention_backward(
     grad_out: Tensor,
     out: Tensor,
@@ -143,6 +145,9 @@ def attention_backward(
     return [x for x in gradients if x is not None]
 
 
+torch.library.impl("disentangled::attention_backward", ("cpu", "cuda"))(attention_backward)
+
+
 @torch.library.register_fake("disentangled::attention_backward")
 def _(grad_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> list[Tensor]:
     present = [x for x in arguments[:_NUM_DIFFERENTIABLE] if x is not None]
@@ -159,7 +164,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
     *tensors, out, lse = ctx.saved_tensors
-    gradients = iter(torch.ops.disentangled.attention_backward(grad_out, out, lse, *tensors, *ctx.numbers))
+    gradients = iter(direct_backward(grad_out, out, lse, *tensors, *ctx.numbers))
     present = (None if x is None else next(gradients) for x in tensors[:_NUM_DIFFERENTIABLE])
     return *present, *[None] * (_NUM_ARGUMENTS - _NUM_DIFFERENTIABLE)
 
@@ -170,3 +175,7 @@ def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
 
 torch.library.register_autograd("disentangled::attention_forward", _backward, setup_context=_save_for_backward)
 torch.library.register_autograd("disentangled::attention_backward", _refuse_second_derivative)
+direct_forward = DirectOperator(
+    torch.ops.disentangled.attention_forward.default, attention_forward, _save_for_backward, _backward
+)
+direct_backward = DirectOperator(torch.ops.disentangled.attention_backward.default, attention_backward)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from disentangled.kernels.counter_rng import DECISIONS_PER_CALL, drop_threshold, keep_scale
 from disentangled.kernels.counter_rng_triton import key_words, random_words
+from disentangled.kernels.direct_operator import DirectOperator
+from disentangled.kernels.grids import ceil_div, power_of_2_from
 
 # Values of a program: 8 a thread of 4 warps, four times over, so that a load takes 16 bytes of bfloat16.
 TILE_VALUES = 4096
@@ -82,9 +84,9 @@ def launch(
         return out
     num_features = values.shape[-1]
     num_rows = values.numel() // num_features
-    blocks = min(MOST_BLOCKS, triton.next_power_of_2(-(-num_features // DECISIONS_PER_CALL)))
+    blocks = min(MOST_BLOCKS, power_of_2_from(-(-num_features // DECISIONS_PER_CALL)))
     rows = TILE_VALUES // (blocks * DECISIONS_PER_CALL)
-    grid = (triton.cdiv(num_rows, rows), triton.cdiv(num_features, blocks * DECISIONS_PER_CALL))
+    grid = (ceil_div(num_rows, rows), ceil_div(num_features, blocks * DECISIONS_PER_CALL))
     hidden_dropout_kernel[grid](
         values, sample.contiguous(), token.contiguous(), out, num_rows, num_features,
         *key_words(seed % (1 << 64)), stream, layer, first_block,
@@ -114,7 +116,8 @@ def _save(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
 def _backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
     sample, token = ctx.saved_tensors  # type: ignore[attr-defined]
     keys = (ctx.probability, ctx.seed, ctx.stream, ctx.layer, sample, token, ctx.first_block)  # type: ignore[attr-defined]
-    return (torch.ops.disentangled.hidden_dropout(gradient, *keys), *[None] * len(keys))
+    return (hidden_dropout(gradient, *keys), *[None] * len(keys))
 
 
 torch.library.register_autograd("disentangled::hidden_dropout", _backward, setup_context=_save)
+hidden_dropout = DirectOperator(torch.ops.disentangled.hidden_dropout.default, launch, _save, _backward)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from disentangled.kernels import counter_rng
 from disentangled.kernels.counter_rng import MAX_SITES, drop_threshold, signed_seed
+from disentangled.kernels.direct_operator import DirectOperator
 from disentangled.kernels.disentangled_attention.dispatch import (
     IS_INTERPRETED,
     TRITON_DTYPES,
@@ -58,11 +59,8 @@ def dropout(
         return counter_rng.dropout(
             x, probability, seed=seed, stream=stream, layer=layer, site=site, sample=sample, token=token
         )
-    if not torch.compiler.is_compiling():
-        load_kernel()
-    dropped: Tensor = torch.ops.disentangled.hidden_dropout(
-        x, probability, signed_seed(seed), int(stream), layer, sample, token, site << 24
-    )
+    operator = torch.ops.disentangled.hidden_dropout if torch.compiler.is_compiling() else load_kernel()
+    dropped: Tensor = operator(x, probability, signed_seed(seed), int(stream), layer, sample, token, site << 24)
     return dropped
 
 
@@ -105,6 +103,8 @@ def choose_implementation(
     return asked
 
 
-def load_kernel() -> None:
+def load_kernel() -> DirectOperator:
     """Define the operator disentangled::hidden_dropout; what torch.compile traces cannot import it itself."""
-    from disentangled.kernels.hidden_dropout import fused  # noqa: F401
+    from disentangled.kernels.hidden_dropout import fused
+
+    return fused.hidden_dropout

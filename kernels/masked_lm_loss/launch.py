@@ -12,11 +12,11 @@ nobody; under torch.compile a call breaks the graph.
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from disentangled.kernels.counter_rng_triton import key_words
 from disentangled.kernels.disentangled_attention.tile_sizes import capability_of
+from disentangled.kernels.grids import ceil_div, power_of_2_from
 from disentangled.kernels.masked_lm_loss.backward import grad_logits_kernel
 from disentangled.kernels.masked_lm_loss.draw import SAMPLE_BLOCK, Draw
 from disentangled.kernels.masked_lm_loss.forward import finish_kernel, statistics_kernel
@@ -66,7 +66,7 @@ def forward(
     if num_rows == 0:
         return losses, lse, is_correct, drawn, largest, total
     tiles = tiles_of(hidden.dtype, table.dtype, capability_of(device))
-    num_parts, num_sample_blocks = triton.cdiv(num_ids, PART_IDS), triton.cdiv(num_ids, SAMPLE_BLOCK)
+    num_parts, num_sample_blocks = ceil_div(num_ids, PART_IDS), ceil_div(num_ids, SAMPLE_BLOCK)
     part_total, part_largest, part_label_logit = (
         torch.empty((num_parts, num_rows), dtype=torch.float32, device=device) for _ in range(3)
     )
@@ -78,18 +78,18 @@ def forward(
         "inverse_temperature": 1.0 / draw.temperature, "WIDTH": width,
     }  # fmt: skip
     # Programs of one part of the table run side by side, so that it comes from device memory once.
-    statistics_kernel[triton.cdiv(num_rows, tiles.rows), num_parts](
+    statistics_kernel[ceil_div(num_rows, tiles.rows), num_parts](
         hidden, table, bias, labels, banned, part_total, part_largest, part_best, part_label_logit, block_lse,
         TILES=PART_IDS // tiles.ids, **shared, **tiles.constants,
     )  # fmt: skip
     key_0, key_1 = key_words(draw.seed)
-    finish_kernel[(triton.cdiv(num_rows, tiles.finished_rows),)](
+    finish_kernel[(ceil_div(num_rows, tiles.finished_rows),)](
         hidden, table, bias, labels, banned, draw.sample.contiguous(), draw.token.contiguous(),
         part_total, part_largest, part_best, part_label_logit, block_lse,
         losses, lse, largest, total, is_correct.view(torch.uint8), drawn,
         num_parts=num_parts, key_0=key_0, key_1=key_1, stream=int(draw.stream),
-        BLOCK_M=tiles.finished_rows, BLOCK_D=32, PARTS=triton.next_power_of_2(num_parts),
-        SAMPLE_BLOCKS=triton.next_power_of_2(num_sample_blocks), **shared, num_warps=4,
+        BLOCK_M=tiles.finished_rows, BLOCK_D=32, PARTS=power_of_2_from(num_parts),
+        SAMPLE_BLOCKS=power_of_2_from(num_sample_blocks), **shared, num_warps=4,
     )  # fmt: skip
     return losses, lse, is_correct, drawn, largest, total
 
@@ -103,17 +103,17 @@ def backward(
     if num_rows == 0:
         return torch.zeros_like(hidden), grad_table.zero_(), grad_bias.zero_()
     tiles = tiles_of(hidden.dtype, table.dtype, capability_of(device))
-    num_row_tiles = triton.cdiv(num_rows, tiles.rows)
+    num_row_tiles = ceil_div(num_rows, tiles.rows)
     upstream = upstream.float().contiguous()
     grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=device)
     most_tiles = max(1, CHUNK_BYTES // (num_rows * hidden.element_size() * tiles.ids))
-    num_chunk_tiles = min(most_tiles, triton.cdiv(num_ids, tiles.ids))
+    num_chunk_tiles = min(most_tiles, ceil_div(num_ids, tiles.ids))
     step = num_chunk_tiles * tiles.ids
     grad_logits = torch.empty((num_rows, step), dtype=hidden.dtype, device=device)
     column_sums = torch.empty((num_row_tiles, step), dtype=torch.float32, device=device)
     for first_id in range(0, num_ids, step):
         ids = slice(first_id, min(first_id + step, num_ids))
-        grad_logits_kernel[num_row_tiles, triton.cdiv(ids.stop - first_id, tiles.ids)](
+        grad_logits_kernel[num_row_tiles, ceil_div(ids.stop - first_id, tiles.ids)](
             hidden, table, bias, labels, largest, total, upstream, grad_logits, column_sums,
             num_rows=num_rows, num_ids=num_ids, first_id=first_id, num_chunk_tiles=num_chunk_tiles,
             WIDTH=width, **tiles.constants,

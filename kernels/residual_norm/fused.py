@@ -20,6 +20,8 @@ from torch import Tensor
 
 from disentangled.kernels.counter_rng import DECISIONS_PER_CALL, drop_threshold, keep_scale
 from disentangled.kernels.counter_rng_triton import key_words, random_words
+from disentangled.kernels.direct_operator import DirectOperator
+from disentangled.kernels.grids import ceil_div, power_of_2_from
 from disentangled.kernels.hidden_dropout.fused import decisions
 
 # Values of a program at a time, a row at least, and of a thread: with 32 backward has 235 registers and more.
@@ -144,7 +146,7 @@ def _shared(
 ) -> dict[str, Any]:
     """Arguments of both kernels; the seed is the signed number of its bits."""
     key_0, key_1 = key_words(seed % (1 << 64))
-    blocks = max(2, triton.next_power_of_2(triton.cdiv(num_features, DECISIONS_PER_CALL)))
+    blocks = max(2, power_of_2_from(ceil_div(num_features, DECISIONS_PER_CALL)))
     rows = max(1, TILE_VALUES // (blocks * DECISIONS_PER_CALL))
     return {
         "sample_ptr": None if sample is None else sample.contiguous(),
@@ -168,7 +170,7 @@ def forward(
     if x.numel():
         shared = _shared(x.shape[-1], *keys)
         num_rows = mean.numel()
-        residual_norm_kernel[(triton.cdiv(num_rows, shared["ROWS"]),)](
+        residual_norm_kernel[(ceil_div(num_rows, shared["ROWS"]),)](
             x, residual, weight, bias, out_ptr=out, operand_ptr=None if operand_dtype is None else operand,
             mean_ptr=mean, rstd_ptr=rstd, num_rows=num_rows, eps=eps, **shared, maxnreg=MAX_REGISTERS,
         )  # fmt: skip
@@ -202,8 +204,8 @@ def backward(
         return grad_x, grad_residual, torch.zeros_like(weight), torch.zeros_like(bias)
     shared = _shared(x.shape[-1], *keys)
     num_rows = mean.numel()
-    tiles = triton.cdiv(num_rows, shared["ROWS"] * MOST_PROGRAMS)
-    programs = triton.cdiv(num_rows, shared["ROWS"] * tiles)
+    tiles = ceil_div(num_rows, shared["ROWS"] * MOST_PROGRAMS)
+    programs = ceil_div(num_rows, shared["ROWS"] * tiles)
     sums = torch.empty((programs, 2, x.shape[-1]), dtype=torch.float32, device=x.device)
     residual_norm_backward_kernel[(programs,)](
         grad, grad_operand, x, residual, weight, mean_ptr=mean, rstd_ptr=rstd, grad_x_ptr=grad_x,
@@ -254,10 +256,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, grad: Tensor | None, grad_operand: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     *saved, sample, token = ctx.saved_tensors
-    gradients = torch.ops.disentangled.residual_norm_backward(
-        grad, grad_operand, *saved, *ctx.numbers, sample, token, ctx.first_block
-    )
+    gradients = residual_norm_backward(grad, grad_operand, *saved, *ctx.numbers, sample, token, ctx.first_block)
     return *gradients, *[None] * 9
 
 
 torch.library.register_autograd("disentangled::residual_norm", _backward, setup_context=_save)
+residual_norm_backward = DirectOperator(torch.ops.disentangled.residual_norm_backward.default, backward)
+residual_norm = DirectOperator(torch.ops.disentangled.residual_norm.default, forward, _save, _backward)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from disentangled.kernels.autocast import product_dtype
 from disentangled.kernels.counter_rng import drop_threshold, signed_seed
+from disentangled.kernels.direct_operator import DirectOperator
 from disentangled.kernels.hidden_dropout import dropout
 from disentangled.kernels.hidden_dropout.op import check_keys, choose_implementation
 
@@ -82,17 +83,18 @@ def residual_norm(
         total = x + residual
         out = F.layer_norm(total, weight.shape, weight, bias, eps).to(total.dtype)
         return out, out.to(product_dtype(out.dtype, out.device))
-    if not torch.compiler.is_compiling():
-        load_kernels()
+    operator = torch.ops.disentangled.residual_norm if torch.compiler.is_compiling() else load_kernels()
     wider = torch.promote_types(x.dtype, residual.dtype)
     operand_dtype = product_dtype(wider, x.device)
-    out, operand, *_ = torch.ops.disentangled.residual_norm(
+    out, operand, *_ = operator(
         x, residual, weight, bias, eps, None if operand_dtype == wider else operand_dtype,
         probability if has_dropout else 0.0, signed_seed(seed), int(stream), layer, sample, token, site << 24,
     )  # fmt: skip
     return out, out if operand_dtype == wider else operand
 
 
-def load_kernels() -> None:
+def load_kernels() -> DirectOperator:
     """Define the operators disentangled::residual_norm; what torch.compile traces cannot import them itself."""
-    from disentangled.kernels.residual_norm import fused  # noqa: F401
+    from disentangled.kernels.residual_norm import fused
+
+    return fused.residual_norm
